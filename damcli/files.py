@@ -1,0 +1,107 @@
+"""Files that are never half-written: temporary name, fsync, rename; one writer per folder; hashes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from damcli.errors import DataError, MachineError, UsageError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, else removed.
+
+    Raises `MachineError` where the disk is full or not writable; `path` then still holds what it held before.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with replacing(Path(folder, "a.txt")) as draft:
+    ...         _ = draft.write_text("whole")
+    ...     Path(folder, "a.txt").read_text(), len(os.listdir(folder))
+    ('whole', 1)
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The suffix stays last: writers choose the format by it.
+        draft = path.parent / f".{path.stem}.{os.getpid()}.tmp{path.suffix}"
+        try:
+            yield draft
+            with draft.open("rb+") as file:
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system says of a full or read-only disk into a `MachineError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise MachineError(
+                "no space is left on the disk", where=path, fix="free some space, then run the same command again"
+            ) from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise MachineError("this place cannot be written", where=path, fix="choose another one with -o") from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` (UTF-8) to `path` whole or not at all."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON to `path` whole or not at all; NaN is refused (use None)."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, kind: str) -> Any:
+    """Read JSON from `path`; `kind` names the thing in the error. Raises `DataError` if missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"this is no {kind}: {path.name} is missing", where=path.parent) from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"the {kind}'s {path.name} is damaged: {error}", where=path) from error
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; a second writer is refused with a `UsageError`.
+
+    The lock is the operating system's, so that a killed process leaves none behind.
+    """
+    from filelock import FileLock, Timeout
+
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UsageError(
+            "another damcli is writing into this folder", where=folder, fix="wait for it, or choose another with -o"
+        ) from error
+    try:
+        yield
+    finally:
+        # Removed only while it is still ours, so that no second writer holds a file that is gone.
+        (folder / ".lock").unlink(missing_ok=True)
+        lock.release()

@@ -1,0 +1,115 @@
+"""Recipes: how to train, as TOML. They travel in the wheel; in a source tree they lie beside the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from damcli.config import Layer, Strict, merge, read_toml
+from damcli.errors import UsageError
+
+LossName = Literal["aucm", "aucs", "ce", "focal"]
+
+
+class Augmentation(Strict):
+    """Random affine augmentation, uniform in ± each value; 0 everywhere switches it off."""
+
+    rotate: float = Field(default=15.0, ge=0, le=180, description="degrees")
+    translate: float = Field(default=0.05, ge=0, le=0.5, description="share of the image's side")
+    scale: float = Field(default=0.05, ge=0, lt=1, description="share of the image's size")
+    flip: bool = Field(default=False, description="left-right flips; never for chest X-rays")
+
+
+class Stage(Strict):
+    """One training stage: a loss, its optimizer and its schedule (ALGORITHM sections 2, 3, 5, 6)."""
+
+    loss: LossName = "ce"
+    optimizer: Literal["adam", "sgd", "pesg"] = "adam"
+    epochs: int = Field(default=2, ge=0)
+    lr: float = Field(default=1e-4, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    divide_lr_by: float = Field(default=10.0, ge=1)
+    decay_epochs: tuple[int, ...] = ()
+    decay_steps: tuple[int, ...] = ()
+    margin: float = Field(default=1.0, gt=0, description="AUC-M's m")
+    form: Literal["conditional", "prior"] = "conditional"
+    score: Literal["sigmoid", "bsn", "identity"] = "sigmoid"
+    gamma: float = Field(default=0.002, ge=0, description="PESG's proximal pull γ (1/500)")
+    focal_alpha: float = Field(default=0.25, gt=0, lt=1)
+    focal_gamma: float = Field(default=2.0, ge=0)
+    sampler: Literal["uniform", "balanced"] = "uniform"
+    positives: float = Field(default=0.5, gt=0, lt=1, description="share of positives in a balanced batch")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Stage:
+        if self.optimizer == "pesg" and self.loss not in ("aucm", "aucs"):
+            raise ValueError(f"PESG optimises the AUC losses, not {self.loss}: take adam or sgd")
+        if self.optimizer != "pesg" and self.loss in ("aucm", "aucs"):
+            raise ValueError(f"{self.loss} is a min-max loss: its optimizer is pesg")
+        if self.optimizer == "pesg" and self.lr * self.gamma >= 1:
+            raise ValueError(f"lr·gamma = {self.lr * self.gamma:g} must stay below 1 (gamma multiplies, like 0.002)")
+        return self
+
+
+class Recipe(Strict):
+    """Everything that decides a training run, dataset aside."""
+
+    description: str = ""
+    backbone: str = "tf_efficientnet_lite0"
+    weights: str | None = Field(default=None, description="a file of timm weights; the classifier's are ignored")
+    pretrained: bool = Field(default=False, description="download timm's weights")
+    batch_size: int = Field(default=32, ge=2)
+    seed: int = Field(default=0, ge=0)
+    precision: Literal["auto", "32", "bf16"] = "auto"
+    tune_fraction: float = Field(default=0.15, gt=0, lt=0.5, description="patients of train kept for selection")
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    augment: Augmentation = Augmentation()
+    stage1: Stage = Stage(epochs=0)
+    stage2: Stage = Stage(loss="aucm", optimizer="pesg", lr=0.1, sampler="balanced")
+
+
+def folders() -> list[Path]:
+    """Return where recipes lie: inside an installed package, or beside it in a source tree."""
+    package = Path(__file__).parent
+    return [folder for folder in (package / "models", package.parent / "models") if folder.is_dir()]
+
+
+def names() -> list[str]:
+    """Return the names of the recipes at hand, sorted.
+
+    >>> "chexpert-small" in names()
+    True
+    """
+    return sorted({file.stem for folder in folders() for file in folder.glob("*.toml")})
+
+
+def find(name: str) -> Path:
+    """Return the file of a recipe given by name or by path. Raises `UsageError` listing the known names."""
+    if name.endswith(".toml"):
+        path = Path(name)
+        if path.is_file():
+            return path
+        raise UsageError("there is no such recipe file", where=path)
+    for folder in folders():
+        if (folder / f"{name}.toml").is_file():
+            return folder / f"{name}.toml"
+    raise UsageError(f"there is no recipe {name!r}", fix=f"choose one of: {', '.join(names())}; or give a .toml file")
+
+
+def load(name: str) -> Layer:
+    """Read a recipe, what it `extends` underneath, as the lowest layer of settings."""
+    return Layer(f"recipe {Path(name).stem}", _read(find(name), seen=()))
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path in seen:
+        raise UsageError(f"recipes extend one another in a circle: {' → '.join(p.stem for p in (*seen, path))}")
+    values = read_toml(path)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    beside = path.parent / f"{base}.toml"
+    return merge(_read(beside if beside.is_file() else find(base), (*seen, path)), values)
