@@ -1,0 +1,146 @@
+"""What goes to stdout and stderr, and how.
+
+stdout carries only the result: a table, a path, or one JSON document with `--json`. Everything else goes to stderr:
+notes (silent with `-q`), warnings, errors, progress, and last the next useful command.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from damcli.errors import DamcliError
+
+T = TypeVar("T")
+HEARTBEAT_SECONDS = 30.0
+HEARTBEAT_SHARE = 0.05
+
+
+@dataclass
+class State:
+    """What the flags `-q`, `-v` and `--json` have set for this process."""
+
+    quiet: bool = False
+    verbose: bool = False
+    json: bool = False
+
+
+state = State()
+
+
+def note(text: str) -> None:
+    """Say something useful on stderr; silent with `-q`."""
+    if not state.quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """Say on stderr what the user must not miss; nothing silences it."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def error(problem: DamcliError) -> None:
+    """Show an error on stderr: what, where, and last the fix."""
+    print(f"error: {problem}", file=sys.stderr, flush=True)
+
+
+def result(text: str) -> None:
+    """Write a line of the result to stdout; with `--json` it gives way to `emit_json`."""
+    if not state.json:
+        print(text, flush=True)
+
+
+def emit_json(document: Any) -> None:
+    """Write the result to stdout as one JSON document (NaN is refused: use None)."""
+    print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a table to stdout, first column left, the others right; never cut to fit a pipe."""
+    if state.json:
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        drawn.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    width = None if sys.stdout.isatty() else 400
+    Console(file=sys.stdout, width=width, highlight=False).print(drawn)
+
+
+def next_step(command: str) -> None:
+    """Name the next useful command: the last line on stderr."""
+    note(f"next: {command}")
+
+
+def track(items: Iterable[T], total: int | None, label: str, unit: str = "scans") -> Iterator[T]:
+    """Yield `items` and show how far they are.
+
+    On a terminal a bar with rate and time left; elsewhere a plain line every 5 % or 30 s; nothing with `-q`.
+    """
+    if state.quiet:
+        yield from items
+    elif sys.stderr.isatty():
+        yield from _bar(items, total, label, unit)
+    else:
+        yield from _heartbeat(items, total, label, unit)
+
+
+def _bar(items: Iterable[T], total: int | None, label: str, unit: str) -> Iterator[T]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    start = time.monotonic()
+    with Progress(*columns, console=Console(file=sys.stderr)) as progress:
+        task = progress.add_task(label, total=total, rate="")
+        for done, item in enumerate(items, 1):
+            yield item
+            progress.update(task, completed=done, rate=_rate(done, time.monotonic() - start, unit))
+
+
+def _heartbeat(items: Iterable[T], total: int | None, label: str, unit: str) -> Iterator[T]:
+    start = last_time = time.monotonic()
+    last_share = 0.0
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        share = done / total if total else 0.0
+        if share - last_share >= HEARTBEAT_SHARE or now - last_time >= HEARTBEAT_SECONDS or done == total:
+            last_time, last_share = now, share
+            of = f"/{total} ({share:.0%})" if total else ""
+            left = f", {_duration((now - start) / done * (total - done))} left" if total and done < total else ""
+            note(f"{label}: {done}{of} {unit}, {_rate(done, now - start, unit)}{left}")
+
+
+def _rate(done: int, seconds: float, unit: str) -> str:
+    return f"{done / max(seconds, 1e-9):.3g} {unit}/s"
+
+
+def _duration(seconds: float) -> str:
+    """Write a duration as people say it.
+
+    >>> _duration(5), _duration(125), _duration(7300)
+    ('5 s', '2 min 5 s', '2 h 1 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
