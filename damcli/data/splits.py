@@ -1,0 +1,85 @@
+"""Splits by patient: no patient is on both sides, and positives are spread as evenly as the patients allow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from damcli.data.labels import draw
+
+
+def by_patient(
+    patients: Sequence[str | None], labels: npt.NDArray[np.float64], fractions: Mapping[str, float], seed: int
+) -> npt.NDArray[np.str_]:
+    """Return the split of each scan: all scans of a patient in one, positives and scans near the asked fractions.
+
+    `patients` has N ids, a blank one (None or "") being a patient of its own; `labels` (N, K) counts as positive where
+    it is 1; `fractions` gives the share of scans per split and sums to 1. Depends on `seed` and the ids only. Raises
+    `ValueError` for fractions that do not sum to 1. Greedy iterative stratification (Sechidis et al. 2011) over
+    patients, the rarest finding first.
+
+    >>> by_patient(["p", "p", "q", "r"], np.zeros((4, 1)), {"train": 0.5, "valid": 0.5}, seed=0).tolist()
+    ['train', 'train', 'valid', 'valid']
+    """
+    shares = np.array(list(fractions.values()), np.float64)
+    if not len(shares) or (shares < 0).any() or abs(shares.sum() - 1) > 1e-9:
+        raise ValueError(f"fractions must be non-negative and sum to 1, got {dict(fractions)}")
+    members, names = _groups(patients)
+    # The last column counts scans: it decides where patients without any positive go.
+    counts = np.zeros((len(names), labels.shape[1] + 1))
+    np.add.at(counts, members, np.hstack([labels == 1, np.ones((len(labels), 1))]))
+    totals = counts.sum(axis=0)
+    rarity = np.where(counts > 0, totals, np.inf)
+    rarest = rarity.argmin(axis=1)
+    order = np.lexsort((
+        [draw(seed, name) for name in names],
+        -counts[np.arange(len(names)), rarest],
+        rarity[np.arange(len(names)), rarest],
+    ))  # fmt: skip
+    wanted = np.outer(shares, totals).tolist()
+    chosen = np.zeros(len(names), np.int64)
+    for group in order.tolist():
+        column = int(rarest[group])
+        split = max(range(len(shares)), key=lambda s: (wanted[s][column], wanted[s][-1]))
+        chosen[group] = split
+        wanted[split] = [left - taken for left, taken in zip(wanted[split], counts[group].tolist(), strict=True)]
+    return np.array(list(fractions))[chosen[members]] if len(members) else np.array([], dtype=np.str_)
+
+
+def part(
+    patients: Sequence[str | None], truth: npt.NDArray[np.float64], fraction: float, seed: int
+) -> npt.NDArray[np.bool_]:
+    """Return which scans belong to a patient-wise, stratified part of about `fraction` of the scans.
+
+    Shapes as in `by_patient`; `truth` is 1, 0 or NaN. The `tune` part of a training split is made so.
+
+    >>> int(part(list("abcdefgh"), np.ones((8, 1)), 0.25, seed=0).sum())
+    2
+    """
+    return by_patient(patients, truth, {"rest": 1 - fraction, "part": fraction}, seed) == "part"
+
+
+def crossing(patients: Sequence[str | None], splits: Sequence[str | None]) -> list[tuple[int, int]]:
+    """Return, for each patient with scans in two splits, the row numbers of two such scans.
+
+    >>> crossing(["p", "q", "p", None, None], ["train", "train", "valid", "train", "valid"])
+    [(0, 2)]
+    """
+    first: dict[str, int] = {}
+    pairs: dict[str, tuple[int, int]] = {}
+    for row, patient in enumerate(patients):
+        if not patient:
+            continue
+        seen = first.setdefault(patient, row)
+        if splits[seen] != splits[row]:
+            pairs.setdefault(patient, (seen, row))
+    return list(pairs.values())
+
+
+def _groups(patients: Sequence[str | None]) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Number the patients; a blank id makes a group of its own, named by its row."""
+    names = [patient or f"\0row {row}" for row, patient in enumerate(patients)]
+    known = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([known[name] for name in names], np.int64), list(known)
