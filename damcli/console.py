@@ -17,7 +17,7 @@ from damcli.errors import DamcliError
 
 T = TypeVar("T")
 HEARTBEAT_SECONDS = 30.0
-HEARTBEAT_SHARE = 0.05
+HEARTBEATS = 20  # a line every 5 %
 
 
 @dataclass
@@ -116,14 +116,14 @@ def _bar(items: Iterable[T], total: int | None, label: str, unit: str) -> Iterat
 
 def _heartbeat(items: Iterable[T], total: int | None, label: str, unit: str) -> Iterator[T]:
     start = last_time = time.monotonic()
-    last_share = 0.0
+    last_beat = 0
     for done, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        share = done / total if total else 0.0
-        if share - last_share >= HEARTBEAT_SHARE or now - last_time >= HEARTBEAT_SECONDS or done == total:
-            last_time, last_share = now, share
-            of = f"/{total} ({share:.0%})" if total else ""
+        beat = done * HEARTBEATS // total if total else 0
+        if beat > last_beat or now - last_time >= HEARTBEAT_SECONDS:
+            last_time, last_beat = now, beat
+            of = f"/{total} ({done / total:.0%})" if total else ""
             left = f", {_duration((now - start) / done * (total - done))} left" if total and done < total else ""
             note(f"{label}: {done}{of} {unit}, {_rate(done, now - start, unit)}{left}")
 

@@ -1,0 +1,37 @@
+"""Every recipe that travels in the wheel is valid, and `extends` lays one over another."""
+
+import pytest
+
+from damcli import recipes
+from damcli.config import resolve
+from damcli.errors import UsageError
+from damcli.recipes import Recipe
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_resolves_and_says_what_it_is(name):
+    recipe = resolve(Recipe, [recipes.load(name)]).value
+    assert recipe.description
+    assert recipe.stage2.loss in ("aucm", "aucs")
+    assert recipe.stage2.optimizer == "pesg"
+
+
+def test_a_file_may_extend_a_recipe_and_only_what_differs_changes(tmp_path):
+    (tmp_path / "mine.toml").write_text('extends = "chexpert-small"\n[stage2]\nmargin = 0.5\n')
+    mine = resolve(Recipe, [recipes.load(str(tmp_path / "mine.toml"))]).value
+    base = resolve(Recipe, [recipes.load("chexpert-small")]).value
+    assert mine.stage2.margin == 0.5
+    assert mine.model_copy(update={"stage2": base.stage2}) == base
+
+
+def test_a_circle_of_recipes_is_refused(tmp_path):
+    (tmp_path / "a.toml").write_text('extends = "b"')
+    (tmp_path / "b.toml").write_text('extends = "a"')
+    with pytest.raises(UsageError, match="circle"):
+        recipes.load(str(tmp_path / "a.toml"))
+
+
+def test_an_unknown_recipe_lists_the_known_ones():
+    with pytest.raises(UsageError) as refusal:
+        recipes.load("chexprt")
+    assert "chexpert-small" in refusal.value.fix
