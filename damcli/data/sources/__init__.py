@@ -1,0 +1,158 @@
+"""Readers of downloads, one module per format. Each returns a `Source`: what lies there, and nothing decoded."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from damcli.data.labels import Policy
+from damcli.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class Source:
+    """The scans of a download, as its tables describe them.
+
+    `scans` has a row per scan: id (unique, relative to `root`, with /), path (absolute), patient, study, view, split
+    (text, null where not known), one float column "label:<finding>" (1, 0, -1, null = blank) per finding, then
+    metadata columns. `refused` holds (path as written, reason) of rows that name no scan inside `root`.
+    """
+
+    name: str
+    root: Path
+    scans: pl.DataFrame
+    findings: list[str]
+    policies: dict[str, Policy]
+    notes: list[str]
+    refused: list[tuple[str, str]] = field(default_factory=list)
+
+
+def read_csv(path: Path) -> pl.DataFrame:
+    """Read a CSV as text columns, blanks as "". UTF-8 or Latin-1; comma, semicolon or tab.
+
+    Raises `UsageError` if there is no such file, `DataError` if it has no header, a name twice, no row, or a row of
+    another length (with its line).
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"this table cannot be read: {error.strerror}", where=path) from error
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
+    first = text.split("\n", 1)[0]
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
+    try:
+        header = [name.strip() for name in next(rows, [])]
+        columns: list[list[str]] = [[] for _ in header]
+        for row in rows:
+            if len(row) not in (0, len(header)):
+                raise DataError(f"line {rows.line_num} has {len(row)} fields, the header {len(header)}", where=path)
+            for column, cell in zip(columns, row, strict=False):
+                column.append(cell.strip())
+    except csv.Error as error:
+        raise DataError(f"this is no CSV: {error}", where=f"{path}, line {rows.line_num}") from error
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DataError(f"the header names a column twice: {', '.join(twice)}", where=path, fix="rename one of them")
+    if not header or not columns[0]:
+        raise DataError("this table is empty", where=path)
+    return pl.DataFrame(dict(zip(header, columns, strict=True)), schema=dict.fromkeys(header, pl.String))
+
+
+def need(table: pl.DataFrame, columns: Sequence[str], path: Path, fix: str | None = None) -> None:
+    """Raise `DataError` naming the first of `columns` that `table`, read from `path`, has not."""
+    for name in columns:
+        if name not in table.columns:
+            known = ", ".join(column for column in table.columns if column)
+            raise DataError(f"the table has no column {name!r}; it has: {known}", where=path, fix=fix)
+
+
+def parse_labels(cells: pl.Series, path: Path) -> pl.Series:
+    """Turn the text of a label column into 1, 0, -1 or null (blank). Raises `DataError` with the row otherwise."""
+    blank = cells.is_null() | (cells == "") | (cells.str.to_lowercase() == "nan")
+    values = cells.cast(pl.Float64, strict=False)
+    wrong = (~blank & ~values.is_in([-1.0, 0.0, 1.0]).fill_null(False)).arg_true()
+    if len(wrong):
+        row = int(wrong[0])
+        raise DataError(
+            "a label is neither 1, 0, -1 (uncertain) nor blank",
+            where=f"{path}, row {row + 1} below the header, column {cells.name!r}",
+            fix="write the labels so, or name other label columns",
+        )
+    return pl.select(pl.when(~blank).then(values).alias(cells.name)).to_series()
+
+
+def place(names: Sequence[str], root: Path) -> tuple[list[str | None], list[str]]:
+    """Return each name's id inside `root`, None where it leaves it, and a reason ("" where it does not).
+
+    >>> place(["a/x.png", "/etc/passwd", "../x.png", ""], Path("/data"))[0]
+    ['a/x.png', None, None, None]
+    """
+    top = os.path.abspath(root)  # noqa: PTH100  (symlinks stay as they are)
+    inside = top.rstrip(os.sep) + os.sep
+    ids: list[str | None] = []
+    reasons: list[str] = []
+    for name in names:
+        full = os.path.normpath(os.path.join(top, name))  # noqa: PTH118
+        if not name or "\0" in name:
+            ids.append(None)
+            reasons.append("the row names no file")
+        elif not full.startswith(inside):
+            ids.append(None)
+            reasons.append("the path leaves the folder of scans")
+        else:
+            ids.append(full[len(inside) :].replace(os.sep, "/"))
+            reasons.append("")
+    return ids, reasons
+
+
+def assemble(names: Sequence[str], root: Path, columns: pl.DataFrame) -> tuple[pl.DataFrame, list[tuple[str, str]]]:
+    """Return (scans, refused): `columns` under each scan's id and path, without the rows that leave `root`.
+
+    Raises `DataError` if two rows name one scan.
+    """
+    ids, reasons = place(names, root)
+    refused = [(name, reason) for name, reason in zip(names, reasons, strict=True) if reason]
+    top = os.path.abspath(root)  # noqa: PTH100
+    scans = columns.select(
+        pl.Series("id", ids, pl.String),
+        pl.Series("path", [None if i is None else os.path.join(top, i) for i in ids], pl.String),  # noqa: PTH118
+        pl.all(),
+    ).filter(pl.col("id").is_not_null())
+    twice = scans.filter(pl.col("id").is_duplicated())
+    if len(twice):
+        raise DataError(
+            f"{twice['id'].n_unique()} scans are in the table more than once",
+            where=twice["id"][0],
+            fix="keep one row per scan",
+        )
+    return scans, refused
+
+
+def locate(path: str) -> Path:
+    """Return the file that `path` means; a name that exists only in Latin-1 (an old archive's) is found too."""
+    if not os.path.lexists(path):
+        try:
+            older = os.fsdecode(path.encode("latin-1"))
+        except UnicodeEncodeError:
+            return Path(path)
+        if os.path.lexists(older):
+            return Path(older)
+    return Path(path)
+
+
+def blank_to_null(cells: pl.Series) -> pl.Series:
+    """Return text with "" as null.
+
+    >>> blank_to_null(pl.Series(["a", ""])).to_list()
+    ['a', None]
+    """
+    return cells.replace("", None)
