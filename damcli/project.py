@@ -14,17 +14,17 @@ from damcli.errors import UsageError
 
 def newest_dataset() -> Path:
     """Return the newest dataset under `data/`."""
-    return _newest("dataset", Path("data").glob("*/dataset.json"), "damcli prepare", "name it: DATASET").parent
+    return _newest("dataset", Path("data").glob("[!.]*/dataset.json"), "damcli prepare", "name it: DATASET").parent
 
 
 def newest_run() -> Path:
     """Return the newest run under `runs/`."""
-    return _newest("run", Path("runs").glob("*/config.toml"), "damcli train", "name it: RUN").parent
+    return _newest("run", Path("runs").glob("[!.]*/config.toml"), "damcli train", "name it: RUN").parent
 
 
 def newest_model() -> Path:
     """Return the newest model under `models/`."""
-    return _newest("model", Path("models").glob("*.onnx"), "damcli export", "name it: --model NAME.onnx")
+    return _newest("model", Path("models").glob("[!.]*.onnx"), "damcli export", "name it: --model NAME.onnx")
 
 
 def _newest(kind: str, candidates: Iterable[Path], maker: str, fix: str) -> Path:
