@@ -6,6 +6,7 @@ Reading by pread beats a memory map about five times once a dataset is larger th
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -87,6 +88,7 @@ class Reader:
         self._offsets = [_data_offset(file, (n, *shape)) for file, n in zip(files, scans, strict=True)]
         self._open: dict[int, int] = {}
         self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
         weakref.finalize(self, _close, self._open)
 
     def read(
@@ -108,14 +110,15 @@ class Reader:
         starts = np.flatnonzero(np.r_[True, (np.diff(shards) != 0) | (np.diff(rows) != 1)])
         stops = np.r_[starts[1:], len(rows)]
         runs = list(zip(starts.tolist(), stops.tolist(), shards[starts].tolist(), rows[starts].tolist(), strict=True))
-        for shard in {run[2] for run in runs} - self._open.keys():
-            self._open[shard] = os.open(self._files[shard], os.O_RDONLY)
-        target = memoryview(out).cast("B")
+        target = out.data.cast("B")
+        with self._lock:
+            for shard in {run[2] for run in runs} - self._open.keys():
+                self._open[shard] = os.open(self._files[shard], os.O_RDONLY)
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="shards")
         if len(runs) == 1:
             self._read_runs(runs, target)
             return out
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="damcli-read")
         jobs = [self._pool.submit(self._read_runs, runs[k::READERS], target) for k in range(READERS)]
         for job in jobs:
             job.result()

@@ -1,0 +1,264 @@
+"""`damcli prepare`: a download becomes a dataset."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from damcli import console
+from damcli.commands import options
+from damcli.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from damcli.data.sources import Source
+    from damcli.data.store import Counts
+    from damcli.data.writer import Progress
+
+SIZES = {"chexpert": 320, "table": 224}
+VALID_FRACTION = 0.2
+# What only one source understands, by the name of its option.
+CHEXPERT_ONLY = ("findings", "views")
+TABLE_ONLY = (
+    "label_columns", "image_column", "patient_column", "study_column", "view_column", "split_column", "images",
+)  # fmt: skip
+
+
+def read(
+    kind: str,
+    path: Path | None = None,
+    *,
+    uncertain: str | None = None,
+    blank: str | None = None,
+    valid_fraction: float | None = None,
+    seed: int = 0,
+    **special: Any,
+) -> Source:
+    """Read a download, ready to be written: labels with their policies, and a split for every scan.
+
+    `special` are the arguments of the source's own `read`. Raises `UsageError` for what the source does not
+    understand, `DataError` for a table that cannot be used or a patient with scans in two splits.
+    """
+    from damcli.data import labels
+    from damcli.data.sources import chexpert, table
+
+    given = {name: value for name, value in special.items() if value is not None}
+    for name in given:
+        if kind not in SIZES or name not in (CHEXPERT_ONLY if kind == "chexpert" else TABLE_ONLY):
+            other = "table" if name in TABLE_ONLY else "chexpert"
+            raise UsageError(f"--{name.replace('_', '-')} belongs to `damcli prepare {other}`", fix="leave it out")
+    path = path or Path()
+    if kind == "chexpert":
+        source = chexpert.read(path, **given)
+    elif kind == "table":
+        source = table.read(path, given.pop("label_columns", ()), **given)
+    else:
+        raise UsageError(f"there is no source {kind!r}", where="SOURCE", fix=f"choose {' or '.join(SIZES)}")
+    if not len(source.scans):
+        raise DataError("no scan is left to prepare", where=source.root)
+    source = replace(source, policies=labels.with_rules(source.policies, uncertain, blank))
+    return _with_splits(source, valid_fraction, seed)
+
+
+def prepare(
+    source: Source,
+    output: Path,
+    *,
+    size: int | None = None,
+    channels: Literal[1, 3] = 1,
+    fit: Literal["pad", "stretch", "crop"] = "pad",
+    seed: int = 0,
+    workers: int | None = None,
+    max_rejected: float = 0.05,
+) -> Iterator[Progress]:
+    """Write `source` as a dataset to `output`; yields where it starts (0 unless it continues), then once per scan.
+
+    `size` defaults to the source's, `workers` to the number of cores at hand; 0 decodes in this process. Called again
+    after it was killed, it continues. Raises what `damcli.data.writer.write` does.
+    """
+    from damcli.data.images import Contract
+    from damcli.data.workers import decode
+    from damcli.data.writer import write
+
+    contract = Contract(size=size or SIZES[source.name], channels=channels, fit=fit)
+    processes = len(os.sched_getaffinity(0)) if workers is None else workers
+    return write(
+        output,
+        source,
+        contract,
+        lambda paths: decode(paths, contract, processes),
+        seed=seed,
+        max_rejected=max_rejected,
+    )
+
+
+def _with_splits(source: Source, valid_fraction: float | None, seed: int) -> Source:
+    import polars as pl
+
+    from damcli.data import splits
+
+    scans = source.scans
+    if scans["split"].null_count() == 0:
+        if valid_fraction is not None:
+            raise UsageError("this source has its own split, which is kept", fix="leave out --valid-fraction")
+        pairs = splits.crossing(scans["patient"].to_list(), scans["split"].to_list())
+        if pairs:
+            one, other = (scans["id"][row] for row in pairs[0])
+            raise DataError(
+                f"{len(pairs)} patients have scans in two splits",
+                where=f"{one} and {other}",
+                fix="put each patient's scans into one split",
+            )
+        return source
+    fraction = VALID_FRACTION if valid_fraction is None else valid_fraction
+    labels = scans.select(f"label:{finding}" for finding in source.findings).to_numpy()
+    fractions = {"train": 1 - fraction, "valid": fraction}
+    made = splits.by_patient(scans["patient"].to_list(), labels, fractions, seed)
+    note = f"no official split: {fraction:.0%} of the scans, whole patients, became valid (seed {seed})"
+    return replace(source, scans=scans.with_columns(pl.Series("split", made)), notes=[*source.notes, note])
+
+
+def _rows(counts: dict[str, dict[str, Counts]]) -> list[list[str]]:
+    """Return the label counts as rows of a table: finding, split, positive, negative, uncertain, missing."""
+    findings = list(next(iter(counts.values())))
+    return [
+        [finding, split, *(str(number) for number in counts[split][finding].model_dump().values())]
+        for finding in findings
+        for split in counts
+    ]
+
+
+def _say(source: Source, output: Path) -> None:
+    for note in source.notes:
+        console.note(note)
+    rules = ", ".join(f"{finding} {policy.uncertain}" for finding, policy in source.policies.items())
+    blanks = ", ".join(sorted({policy.blank for policy in source.policies.values()}))
+    console.note(f"uncertain labels: {rules}; blank labels: {blanks}")
+    console.note(f"writing {output}")
+
+
+def _split_list(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def command(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="chexpert, or table: any CSV of images and labels.")],
+    path: Annotated[Path | None, typer.Argument(help="The download, or its parent; the CSV. Default: here.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The dataset. Default: data/SOURCE.")] = None,
+    size: Annotated[int | None, typer.Option(min=8, max=4096, help="Side in pixels (chexpert 320, table 224).")] = None,
+    channels: Annotated[Literal["1", "3"], typer.Option(help="1 makes colour grey, 3 keeps it.")] = "1",
+    fit: Annotated[Literal["pad", "stretch", "crop"], typer.Option(help="How a scan becomes square.")] = "pad",
+    uncertain: Annotated[str | None, typer.Option(help='A rule, or "Edema=ones,Fracture=0.5".')] = None,
+    blank: Annotated[Literal["negative", "missing"] | None, typer.Option(help="What a blank label is.")] = None,
+    findings: Annotated[str | None, typer.Option(help="chexpert: comma list. Default: the five.")] = None,
+    views: Annotated[Literal["frontal", "all"] | None, typer.Option(help="chexpert: frontal by default.")] = None,
+    label_columns: Annotated[str | None, typer.Option(help="table: comma list, the findings.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="table: names the image files.")] = None,
+    patient_column: Annotated[str | None, typer.Option(help="table: what splits are made by.")] = None,
+    study_column: Annotated[str | None, typer.Option(help="table: the study.")] = None,
+    view_column: Annotated[str | None, typer.Option(help="table: the view.")] = None,
+    split_column: Annotated[str | None, typer.Option(help="table: train, valid or test.")] = None,
+    images: Annotated[Path | None, typer.Option(help="table: where images lie. Default: by the CSV.")] = None,
+    valid_fraction: Annotated[
+        float | None, typer.Option(min=0, max=0.9, help="Share for valid where no split is given (0.2).")
+    ] = None,
+    max_rejected: Annotated[float, typer.Option(min=0, max=1, help="Share of scans that may be unreadable.")] = 0.05,
+    workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes. Default: one per core.")] = None,
+    seed: options.Seed = None,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Make a dataset from a download: decode, resize, read labels, split by patient.
+
+    Rules for uncertain labels: ones, zeros, ignore, ones-lsr, zeros-lsr, or a number from 0 to 1.
+
+    Example: damcli prepare chexpert CheXpert-v1.0-small -o cxr --size 224
+    """
+    options.apply(quiet, verbose, as_json)
+    taken = read(
+        source,
+        path,
+        uncertain=uncertain,
+        blank=blank,
+        valid_fraction=valid_fraction,
+        seed=seed or 0,
+        findings=_split_list(findings),
+        views=views,
+        label_columns=_split_list(label_columns),
+        image_column=image_column,
+        patient_column=patient_column,
+        study_column=study_column,
+        view_column=view_column,
+        split_column=split_column,
+        images=images,
+    )
+    output = output or Path("data", source)
+    _say(taken, output)
+    if dry_run:
+        _show_plan(taken)
+        return
+    grey_or_colour: Literal[1, 3] = 1 if channels == "1" else 3
+    steps = prepare(
+        taken, output, size=size, channels=grey_or_colour, fit=fit, seed=seed or 0, workers=workers,
+        max_rejected=max_rejected,
+    )  # fmt: skip
+    _work(steps, output, len(taken.refused))
+    _show(output)
+
+
+def _work(steps: Iterator[Progress], output: Path, refused: int) -> None:
+    there = (output / "dataset.json").exists()
+    with closing(steps):  # type: ignore[type-var]
+        try:
+            start = next(steps)
+            if there:
+                console.note(f"{output} is there already, from the same table and settings: nothing to do")
+            elif start.done > refused:
+                console.note(f"continuing after {start.done} of {start.total} scans")
+            for _ in console.track(steps, start.total - start.done, "prepare"):
+                pass
+        except KeyboardInterrupt:
+            console.note("stopped: the same command again continues with what is finished")
+            raise
+
+
+def _show_plan(source: Source) -> None:
+    from damcli.data.writer import counts
+
+    found = counts(source.scans, source)
+    if console.state.json:
+        counted = {split: {f: c.model_dump() for f, c in row.items()} for split, row in found.items()}
+        console.emit_json({"dry_run": True, "scans": len(source.scans), "notes": source.notes, "counts": counted})
+    console.table(f"{len(source.scans)} scans", HEADER, _rows(found))
+    console.note("nothing was written (--dry-run)")
+
+
+HEADER = ("finding", "split", "positive", "negative", "uncertain", "missing")
+
+
+def _show(output: Path) -> None:
+    import polars as pl
+
+    from damcli.data.store import read_info
+
+    info = read_info(output)
+    kept = ", ".join(f"{scans} {split}" for split, scans in info.splits.items())
+    if console.state.json:
+        console.emit_json({"dataset": str(output), **info.model_dump(mode="json")})
+    console.table(f"{sum(info.splits.values())} scans: {kept}", HEADER, _rows(info.counts))
+    console.result(str(output))
+    if info.rejected:
+        reasons = pl.read_csv(output / "rejected.csv", infer_schema=False)["reason"].value_counts(sort=True)
+        common = "; ".join(f"{reason} ({number})" for reason, number in reasons.head(3).iter_rows())
+        total = info.rejected + sum(info.splits.values())
+        console.warn(f"{info.rejected} of {total} scans were refused: {common}; all are in {output / 'rejected.csv'}")
+    console.next_step(f"damcli train {output}")
+    if info.rejected:
+        raise typer.Exit(4)
