@@ -185,9 +185,7 @@ def check_targets(targets: Tensor) -> None:
         raise ValueError(f"targets must lie in [0, 1] or be NaN for missing, got {targets[outside][0].item():g}")
 
 
-def _checked_prior(
-    prior: float | Sequence[float] | Tensor | None, form: Form, num_findings: int
-) -> Tensor | None:
+def _checked_prior(prior: float | Sequence[float] | Tensor | None, form: Form, num_findings: int) -> Tensor | None:
     if (prior is None) == (form == "prior"):
         raise ValueError(f"prior is for form='prior', and needed there; got form={form!r}, prior={prior!r}")
     if prior is None:
@@ -226,7 +224,7 @@ def _conditional_weights(targets: Tensor, known: Tensor) -> tuple[Tensor, Tensor
 def _prior_weights(targets: Tensor, known: Tensor, prior: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return (1−p)·y/n and p·(1−y)/n as (N, K), and p(1−p), 0 for an absent finding, as (K,)."""
     count = known.sum(0)
-    per_scan = known / count.clamp(min=1)
+    per_scan = known.to(targets.dtype) / count.clamp(min=1)
     positive = (1 - prior) * targets * per_scan
     return positive, prior * (1 - targets) * per_scan, prior * (1 - prior) * (count > 0)
 

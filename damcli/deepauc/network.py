@@ -115,9 +115,11 @@ def _create(backbone: str, num_findings: int, pretrained: bool) -> Any:
         raise UsageError(f"timm knows no backbone {backbone!r}", fix=fix or "see timm.list_models() for all of them")
     try:
         return timm.create_model(backbone, num_classes=num_findings, in_chans=3, pretrained=pretrained)
-    except (RuntimeError, ValueError) as error:
+    except RuntimeError as error:
         raise UsageError(f"timm could not make {backbone!r}: {error}", fix="drop the tag, or --pretrained") from error
-    except OSError as error:
+    except Exception as error:  # the hub's clients raise errors of several libraries when they find no network
+        if not pretrained:
+            raise
         raise MachineError(
             f"the pretrained weights of {backbone!r} could not be downloaded",
             fix="check the network, or give the weights as a file with --weights",

@@ -1,7 +1,7 @@
 """Samplers: which scans make up each batch of an epoch. NumPy only, each with a generator of its own.
 
-An epoch is divided evenly over its batches instead of leaving a short last one: batches differ in size by about
-one scan, and none is so small that batch normalisation fails on it.
+An epoch is divided evenly over its batches instead of leaving a short last one: 33 scans in batches of at most 32
+make 17 and 16, and none is so small that batch normalisation fails on it.
 """
 
 from __future__ import annotations
