@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,13 +47,53 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise MachineError(
                 "no space is left on the disk", where=path, fix="free some space, then run the same command again"
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise MachineError("this place cannot be written", where=path, fix="choose another one with -o") from error
         raise
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`; on success its files are synced and it takes the place of `path`.
+
+    Killed at any moment, `settled_folder` still finds the old folder or the new one whole. For one writer at a time.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     with replacing_folder(Path(parent, "a")) as draft:
+    ...         _ = Path(draft, "b.txt").write_text("whole")
+    ...     os.listdir(parent), os.listdir(Path(parent, "a"))
+    (['a'], ['b.txt'])
+    """
+    draft, old = path.parent / f".{path.name}.new", path.parent / f".{path.name}.old"
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if settled_folder(path) == old:
+            old.rename(path)
+        for leftover in (draft, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        draft.mkdir()
+        try:
+            yield draft
+            for file in draft.iterdir():
+                with file.open("rb+") as handle:
+                    os.fsync(handle.fileno())
+            if path.exists():
+                path.rename(old)
+            draft.rename(path)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def settled_folder(path: Path) -> Path | None:
+    """Return where a folder written by `replacing_folder` lies now, or None where there is none."""
+    old = path.parent / f".{path.name}.old"
+    return next((folder for folder in (path, old) if folder.is_dir()), None)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from damcli.data.store import Counts
     from damcli.data.writer import Progress
 
+option = partial(typer.Option, show_default=False)
 SIZES = {"chexpert": 320, "table": 224}
 VALID_FRACTION = 0.2
 # What only one source understands, by the name of its option.
@@ -147,28 +149,26 @@ def _split_list(text: str | None) -> list[str] | None:
 
 
 def command(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="chexpert, or table: any CSV of images and labels.")],
-    path: Annotated[Path | None, typer.Argument(help="The download, or its parent; the CSV. Default: here.")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The dataset. Default: data/SOURCE.")] = None,
-    size: Annotated[int | None, typer.Option(min=8, max=4096, help="Side in pixels (chexpert 320, table 224).")] = None,
-    channels: Annotated[Literal["1", "3"], typer.Option(help="1 makes colour grey, 3 keeps it.")] = "1",
-    fit: Annotated[Literal["pad", "stretch", "crop"], typer.Option(help="How a scan becomes square.")] = "pad",
-    uncertain: Annotated[str | None, typer.Option(help='A rule, or "Edema=ones,Fracture=0.5".')] = None,
-    blank: Annotated[Literal["negative", "missing"] | None, typer.Option(help="What a blank label is.")] = None,
-    findings: Annotated[str | None, typer.Option(help="chexpert: comma list. Default: the five.")] = None,
-    views: Annotated[Literal["frontal", "all"] | None, typer.Option(help="chexpert: frontal by default.")] = None,
-    label_columns: Annotated[str | None, typer.Option(help="table: comma list, the findings.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="table: names the image files.")] = None,
-    patient_column: Annotated[str | None, typer.Option(help="table: what splits are made by.")] = None,
-    study_column: Annotated[str | None, typer.Option(help="table: the study.")] = None,
-    view_column: Annotated[str | None, typer.Option(help="table: the view.")] = None,
-    split_column: Annotated[str | None, typer.Option(help="table: train, valid or test.")] = None,
-    images: Annotated[Path | None, typer.Option(help="table: where images lie. Default: by the CSV.")] = None,
-    valid_fraction: Annotated[
-        float | None, typer.Option(min=0, max=0.9, help="Share for valid where no split is given (0.2).")
-    ] = None,
-    max_rejected: Annotated[float, typer.Option(min=0, max=1, help="Share of scans that may be unreadable.")] = 0.05,
-    workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes. Default: one per core.")] = None,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="chexpert; or table, any CSV of images and labels.")],
+    path: Annotated[Path | None, typer.Argument(metavar="[PATH]", help="The folder or CSV. Default: here.")] = None,
+    output: options.Output = None,
+    size: Annotated[int | None, option(metavar="N", min=8, max=4096, help="Pixels (320; table 224).")] = None,
+    channels: Annotated[Literal["1", "3"], option(help="1 (default): grey; 3: colour.")] = "1",
+    fit: Annotated[Literal["pad", "stretch", "crop"], option(help="To square; default pad.")] = "pad",
+    uncertain: Annotated[str | None, option(metavar="RULES", help='A rule, or "Edema=ones,Fracture=0.5".')] = None,
+    blank: Annotated[Literal["negative", "missing"] | None, option(help="What blank labels mean.")] = None,
+    findings: Annotated[str | None, option(metavar="NAMES", help="chexpert: a,b,c. Default: the five.")] = None,
+    views: Annotated[Literal["frontal", "all"] | None, option(help="chexpert: default frontal.")] = None,
+    label_columns: Annotated[str | None, option(metavar="NAMES", help="table: the findings, a,b,c.")] = None,
+    image_column: Annotated[str | None, option(metavar="NAME", help="table: the image files.")] = None,
+    patient_column: Annotated[str | None, option(metavar="NAME", help="table: what scans are split by.")] = None,
+    study_column: Annotated[str | None, option(metavar="NAME", help="table: the studies.")] = None,
+    view_column: Annotated[str | None, option(metavar="NAME", help="table: the views.")] = None,
+    split_column: Annotated[str | None, option(metavar="NAME", help="table: train, valid or test.")] = None,
+    images: Annotated[Path | None, option(metavar="DIR", help="table: where the images lie. Default: by it.")] = None,
+    valid_fraction: Annotated[float | None, option(metavar="X", min=0, max=0.9, help="If not split: 0.2.")] = None,
+    max_rejected: Annotated[float, option(metavar="X", min=0, max=1, help="Share of bad scans: 0.05.")] = 0.05,
+    workers: Annotated[int | None, option(metavar="N", min=0, help="Default: one per core.")] = None,
     seed: options.Seed = None,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
@@ -177,7 +177,7 @@ def command(
 ) -> None:
     """Make a dataset from a download: decode, resize, read labels, split by patient.
 
-    Rules for uncertain labels: ones, zeros, ignore, ones-lsr, zeros-lsr, or a number from 0 to 1.
+    RULES for uncertain labels: ones, zeros, ignore, ones-lsr, zeros-lsr, 0 to 1. Written to data/SOURCE without -o.
 
     Example: damcli prepare chexpert CheXpert-v1.0-small -o cxr --size 224
     """

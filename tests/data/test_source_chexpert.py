@@ -1,0 +1,212 @@
+"""CheXpert trees as users have them, and tables that are not."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from damcli.data.labels import CHEXPERT_FINDINGS, COMPETITION
+from damcli.data.sources import Source, chexpert
+from damcli.errors import DamcliError, DataError, UsageError
+
+HEADER = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT_FINDINGS]
+
+
+def row(path: str, sex: str = "Female", age: str = "60", view: str = "Frontal", projection: str = "AP", **labels: str):
+    named = {name.replace("_", " "): value for name, value in labels.items()}
+    return ",".join([path, sex, age, view, projection, *(named.get(finding, "") for finding in CHEXPERT_FINDINGS)])
+
+
+def table(file: Path, *rows: str, header: list[str] = HEADER) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join([",".join(header), *rows]) + "\n")
+
+
+def tree(folder: Path, prefix: str = "CheXpert-v1.0-small/") -> Path:
+    """Traps of the real file: study2 before study1, a lateral view1, LL, Sex Unknown, Age 0, all four label codes."""
+    table(
+        folder / "train.csv",
+        row(f"{prefix}train/patient00002/study2/view1_frontal.jpg", Edema="-1.0", Cardiomegaly="1.0"),
+        row(f"{prefix}train/patient00002/study1/view1_frontal.jpg", projection="LL", Edema="0.0"),
+        row(f"{prefix}train/patient00003/study1/view1_lateral.jpg", view="Lateral", projection="", Edema="1.0"),
+        row(f"{prefix}train/patient33093/study1/view2_frontal.jpg", sex="Unknown", age="34"),
+        row(f"{prefix}train/patient64538/study1/view1_frontal.jpg", sex="Male", age="0", Pleural_Effusion="1"),
+    )
+    table(
+        folder / "valid.csv",
+        row(f"{prefix}valid/patient64541/study1/view1_frontal.jpg", sex="Male", age="73", Edema="0", Cardiomegaly="1"),
+    )
+    return folder
+
+
+IDS = [
+    "train/patient00002/study2/view1_frontal.jpg",
+    "train/patient00002/study1/view1_frontal.jpg",
+    "train/patient33093/study1/view2_frontal.jpg",
+    "train/patient64538/study1/view1_frontal.jpg",
+    "valid/patient64541/study1/view1_frontal.jpg",
+]
+
+
+@pytest.mark.parametrize("prefix", ["CheXpert-v1.0-small/", "CheXpert-v1.0/", "", "my train/train/"])
+@pytest.mark.parametrize("below", ["", "CheXpert-v1.0-small"])
+def test_trees_with_and_without_their_top_folder(tmp_path: Path, prefix: str, below: str) -> None:
+    made = tree(tmp_path / below, prefix)
+    source = chexpert.read(tmp_path)
+    assert source.scans["id"].to_list() == IDS
+    assert source.scans["path"].to_list() == [str(made / name) for name in IDS]
+    assert source.root == made
+
+
+def test_what_a_row_says(tmp_path: Path) -> None:
+    source = chexpert.read(tree(tmp_path))
+    scans = source.scans
+    assert scans["patient"].to_list() == [
+        "patient00002", "patient00002", "patient33093", "patient64538", "patient64541",
+    ]  # fmt: skip
+    assert scans["study"][:2].to_list() == ["patient00002/study2", "patient00002/study1"]
+    assert scans["split"].to_list() == ["train"] * 4 + ["valid"]
+    assert set(scans["view"]) == {"frontal"}
+    assert scans["sex"].to_list() == ["Female", "Female", None, "Male", "Male"]
+    assert scans["age"].to_list() == [60, 60, 34, None, 73]
+    assert scans["projection"].to_list() == ["AP", "LL", "AP", "AP", "AP"]
+    assert scans["label:Edema"].to_list() == [-1, 0, None, None, 0]
+    assert scans["label:Pleural Effusion"].to_list() == [None, None, None, 1, None]
+    assert source.findings == list(COMPETITION)
+    assert source.policies["Edema"].uncertain == "ones-lsr"
+    assert any("1 lateral" in note for note in source.notes)
+
+
+def test_all_views_and_other_findings(tmp_path: Path) -> None:
+    source = chexpert.read(tree(tmp_path), ["no finding", "Edema"], views="all")
+    assert source.findings == ["No Finding", "Edema"]
+    assert source.policies["No Finding"].uncertain == "ignore"
+    assert source.scans["view"].to_list().count("lateral") == 1
+    assert [name for name in source.scans.columns if name.startswith("label:")] == ["label:No Finding", "label:Edema"]
+
+
+def test_views_come_from_the_file_name_where_no_column_says(tmp_path: Path) -> None:
+    header = ["Path", *COMPETITION]
+    table(
+        tmp_path / "valid.csv",
+        "valid/patient1/study1/view1_frontal.jpg,0,0,0,0,0",
+        "valid/patient1/study1/view2_lateral.jpg,0,0,0,0,0",
+        "valid/patient1/study1/image.jpg,0,0,0,0,0",
+        header=header,
+    )
+    assert chexpert.read(tmp_path, views="all").scans["view"].to_list() == ["frontal", "lateral", None]
+    assert chexpert.read(tmp_path).scans["view"].to_list() == ["frontal", None]
+
+
+def test_one_table_only(tmp_path: Path) -> None:
+    tree(tmp_path)
+    (tmp_path / "valid.csv").rename(tmp_path / "elsewhere.csv")
+    (tmp_path / "valid").mkdir()
+    source = chexpert.read(tmp_path)
+    assert source.scans["split"].null_count() == len(source.scans) == 4
+    assert any("no valid.csv" in note and "left out" in note for note in source.notes)
+
+    (tmp_path / "train.csv").unlink()
+    (tmp_path / "elsewhere.csv").rename(tmp_path / "valid.csv")
+    assert chexpert.read(tmp_path).scans["split"].to_list() == ["valid"]
+
+
+def test_other_line_ends_and_a_byte_order_mark(tmp_path: Path) -> None:
+    expected = chexpert.read(tree(tmp_path)).scans
+    for name in ("train.csv", "valid.csv"):
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").rstrip().encode())
+    assert chexpert.read(tmp_path).scans.equals(expected)
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    table(tmp_path / "train.csv", row("train/patient1/study1/R\xf6ntgen_frontal.jpg"))
+    text = (tmp_path / "train.csv").read_text()
+    (tmp_path / "train.csv").write_bytes(text.encode("latin-1"))
+    assert chexpert.read(tmp_path).scans["id"].to_list() == ["train/patient1/study1/R\xf6ntgen_frontal.jpg"]
+
+
+def test_rows_that_leave_the_tree_are_refused_one_by_one(tmp_path: Path) -> None:
+    tree(tmp_path)
+    with (tmp_path / "train.csv").open("a") as file:
+        for path in ("/etc/passwd", "../../secret.png", "train/../../x.png", "a\0b.png", ""):
+            file.write(row(path) + "\n")
+    source = chexpert.read(tmp_path)
+    assert source.scans["id"].to_list() == IDS
+    assert [path for path, _ in source.refused] == [
+        "/etc/passwd",
+        "../../secret.png",
+        "train/../../x.png",
+        "a\0b.png",
+        "",
+    ]
+    assert all(reason for _, reason in source.refused)
+
+
+def refused(folder: Path, kind: type[DamcliError], *said: str, **arguments: object) -> None:
+    with pytest.raises(kind) as caught:
+        chexpert.read(folder, **arguments)
+    for text in said:
+        assert text in str(caught.value)
+
+
+def test_folders_that_hold_no_tree(tmp_path: Path) -> None:
+    refused(tmp_path / "absent", UsageError, "no such folder", "absent")
+    (tmp_path / "images").mkdir()
+    refused(tmp_path, DataError, "neither train.csv nor valid.csv", "images", "fix")
+    (tmp_path / "train.csv").write_text("")
+    refused(tmp_path / "train.csv", UsageError, "folder")
+
+
+def test_two_trees_equally_good(tmp_path: Path) -> None:
+    tree(tmp_path / "one")
+    tree(tmp_path / "two")
+    refused(tmp_path, UsageError, "one, two", f"damcli prepare chexpert {tmp_path / 'one'}")
+    table(tmp_path / "three" / "train.csv", "1,2", header=["image", "label"])
+    (tmp_path / "two" / "train.csv").unlink()
+    (tmp_path / "two" / "valid.csv").unlink()
+    assert chexpert.read(tmp_path).root == tmp_path / "one"
+
+
+def test_tables_that_lack_a_column(tmp_path: Path) -> None:
+    table(tmp_path / "train.csv", "a.jpg,1", header=["image", "Edema"])
+    refused(tmp_path, DataError, "'Path'", "train.csv")
+    table(tmp_path / "train.csv", "a.jpg,1", header=["Path", "Edema"])
+    refused(tmp_path, DataError, "'Cardiomegaly'", "train.csv")
+    assert len(chexpert.read(tmp_path, ["Edema"]).scans) == 1
+
+
+@pytest.mark.parametrize("label", ["yes", "2", "0.5", "inf"])
+def test_labels_that_are_none_are_named_by_row(tmp_path: Path, label: str) -> None:
+    good, bad = "train/patient1/study1/view1_frontal.jpg", "train/patient2/study1/view1_frontal.jpg"
+    table(tmp_path / "train.csv", row(good, Edema="1"), row(bad, Edema=label))
+    refused(tmp_path, DataError, "train.csv, row 2 below the header, column 'Edema'")
+
+
+def test_rows_of_another_length_are_named_by_line(tmp_path: Path) -> None:
+    table(tmp_path / "train.csv", row("train/patient1/study1/view1_frontal.jpg") + ",1")
+    refused(tmp_path, DataError, "line 2 has 20 fields, the header 19", "train.csv")
+
+
+def test_a_scan_named_twice(tmp_path: Path) -> None:
+    table(tmp_path / "train.csv", *[row("x/train/patient1/study1/view1_frontal.jpg")] * 2)
+    refused(tmp_path, DataError, "more than once", "train/patient1/study1/view1_frontal.jpg")
+
+
+def test_an_empty_table(tmp_path: Path) -> None:
+    table(tmp_path / "train.csv")
+    refused(tmp_path, DataError, "empty")
+
+
+def test_unknown_findings(tmp_path: Path) -> None:
+    refused(tree(tmp_path), UsageError, "Cardiomegali", "did you mean Cardiomegaly?", findings=["Cardiomegali"])
+
+
+def test_the_real_scans(test_data: Path) -> None:
+    source: Source = chexpert.read(test_data / "nih_cxr_512", CHEXPERT_FINDINGS)
+    assert source.scans.group_by("split").len().sort("split").rows() == [("train", 366), ("valid", 132)]
+    assert source.scans["patient"].n_unique() == 341
+    assert all(Path(path).is_file() for path in source.scans["path"])
+    train = source.scans.filter(pl.col("split") == "train")
+    assert train["label:Cardiomegaly"].sum() == 8
+    assert train["label:Fracture"].null_count() == 366
