@@ -1,0 +1,126 @@
+"""Package one network or an ensemble as a single ONNX file with its card, once it is shown to equal PyTorch."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from damcli import __version__, files
+from damcli.bundle import card, container, graph, runtime
+from damcli.bundle.graph import Member, all_findings, common_contract
+from damcli.bundle.schema import MemberInfo, ModelInfo, Parity, check_findings
+from damcli.deepauc.network import Classifier
+from damcli.errors import DataError, GateError, UsageError
+from damcli.metrics import auroc
+
+__all__ = ["Member", "all_findings", "common_contract", "compare", "export"]
+
+# Scores are in [0, 1]; what was seen between PyTorch and ONNX Runtime on the CPU is below 1e-6.
+TOLERANCE = 1e-4
+# Beyond this a single file comes near protobuf's 2 GiB.
+MAX_WEIGHTS = 1_800_000_000
+BATCH = 16
+
+
+def export(members: Sequence[Member], path: Path, images: np.ndarray, truth: np.ndarray | None = None) -> Parity:
+    """Write the members as one model to `path`, its card beside it, and return how it compares with PyTorch.
+
+    `images` are real scans, uint8 (N, S, S) or (N, S, S, 3) at the size of `common_contract`; `truth` their labels,
+    (N, findings) of 0, 1 or NaN in the order of `all_findings`. Raises `GateError` where a score differs from
+    PyTorch's by more than 1e-4 (nothing is written then), `UsageError` for members that do not fit together or are
+    larger than one ONNX file can be, `DataError` for findings that cannot be columns.
+    """
+    contract = common_contract([member.contract for member in members])
+    findings = all_findings(members)
+    for member in members:
+        check_findings(member.findings)
+    weights = sum(t.numel() * t.element_size() for m in members for t in m.network.state_dict().values())
+    if weights > MAX_WEIGHTS:
+        raise UsageError(
+            f"the weights take {weights / 1e9:.1f} GB, one ONNX file holds {MAX_WEIGHTS / 1e9:.1f}",
+            fix="export fewer runs at a time",
+        )
+    images = images.reshape(len(images), contract.size, contract.size, contract.channels)
+    model = graph.assemble(members)
+    parity = compare(members, model.SerializeToString(), images, truth)
+    info = ModelInfo(
+        damcli=__version__,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        findings=tuple(findings),
+        contract=contract,
+        members=tuple(
+            MemberInfo(
+                backbone=m.network.backbone_name, findings=tuple(m.findings), size=m.contract.size, **m.provenance
+            )
+            for m in members
+        ),
+        parity=parity,
+    )
+    with files.replacing(path) as draft:
+        draft.write_bytes(container.packed(model, info))
+        container.read(draft)
+    files.write_text(path.with_name(path.name + ".md"), card.text(info, path.name))
+    return parity
+
+
+def compare(members: Sequence[Member], model: bytes, images: np.ndarray, truth: np.ndarray | None) -> Parity:
+    """Score the scans by PyTorch and by ONNX Runtime on the CPU. Raises `GateError` above the tolerance."""
+    if not len(images):
+        raise DataError("there are no scans to compare PyTorch and ONNX Runtime on")
+    findings = all_findings(members)
+    expected = np.concatenate(list(_by_torch(members, images)))
+    session, _, _ = runtime.start(model, "cpu", None)
+    batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+    got = np.concatenate([runtime.run(session, batch, len(findings)) for batch in batches])
+    worst = np.abs(got - expected).max(0)
+    # A comparison with NaN is false, so that NaN does not pass.
+    if not (worst <= TOLERANCE).all():
+        column = int(np.argmax(np.where(np.isnan(worst), np.inf, worst)))
+        raise GateError(
+            f"ONNX Runtime's scores differ from PyTorch's by {worst[column]:.2g}, more than {TOLERANCE:g}:"
+            " nothing was written",
+            where=f"finding {findings[column]}, {len(images)} scans",
+            fix="report this with the backbone's name and the versions that damcli info doctor shows",
+        )
+    shifts = []
+    if truth is not None:
+        pairs = [(auroc(t, e), auroc(t, g)) for t, e, g in zip(truth.T, expected.T, got.T, strict=True)]
+        shifts = [abs(e - g) for e, g in pairs if not np.isnan(e)]
+    return Parity(
+        scans=len(images),
+        max_difference=float(worst.max()),
+        tolerance=TOLERANCE,
+        auroc_difference=max(shifts, default=None),
+    )
+
+
+def _by_torch(members: Sequence[Member], images: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the ensemble's scores by the path that training takes; resizing by OpenCV, not by our matrices."""
+    findings = all_findings(members)
+    for start in range(0, len(images), BATCH):
+        batch = images[start : start + BATCH]
+        sums, voters = np.zeros((len(batch), len(findings))), np.zeros(len(findings))
+        for member in members:
+            columns = [findings.index(finding) for finding in member.findings]
+            with torch.no_grad():
+                logits = member.network(_resized(batch, member.contract.size))
+            sums[:, columns] += torch.sigmoid(logits).double().numpy()
+            voters[columns] += 1
+        yield sums / voters
+
+
+def _resized(images: np.ndarray, size: int) -> torch.Tensor:
+    import cv2
+
+    if images.shape[-1] == 1:
+        images = images[..., 0]
+    pixels = Classifier.as_input(torch.from_numpy(images))
+    if size == images.shape[1]:
+        return pixels
+    planes = pixels.flatten(0, 1).numpy()
+    smaller = np.stack([cv2.resize(plane, (size, size), interpolation=cv2.INTER_AREA) for plane in planes])
+    return torch.from_numpy(smaller).reshape(*pixels.shape[:2], size, size)

@@ -1,0 +1,59 @@
+"""The model card: what a person who is handed NAME.onnx needs to know, as Markdown."""
+
+from __future__ import annotations
+
+from damcli.bundle.schema import INPUT, OUTPUT, ModelInfo
+
+
+def text(info: ModelInfo, name: str) -> str:
+    """Return the card of the model file `name`."""
+    contract, parity = info.contract, info.parity
+    kind = "grey" if contract.channels == 1 else "colour"
+    shift = "no finding had both classes" if parity.auroc_difference is None else f"{parity.auroc_difference:.2g}"
+    members = "\n".join(
+        f"| {m.run} | {m.recipe} | {m.backbone} | {m.size} | {m.loss} | {m.seed} | {', '.join(m.findings)} "
+        f"| {_short(m.dataset)} | {_short(m.weights_sha256)} | {_short(m.started_from)} |"
+        for m in info.members
+    )
+    return f"""# {name}
+
+Scores medical images for {len(info.findings)} finding(s): {", ".join(info.findings)}.
+Made by damcli {info.damcli} on {info.created}, by Deep AUC Maximization or a loss it is compared with (see Members).
+
+    damcli predict SCANS --model {name} --export csv
+
+## Input and output
+- `{INPUT}`: uint8 (N, {contract.size}, {contract.size}, {contract.channels}), any N; {kind} scans decoded by contract
+  version {contract.version} (fit: {contract.fit}), which `damcli predict` does: other decoding gives other scores.
+- `{OUTPUT}`: float32 (N, {len(info.findings)}), one column per finding in the order above, in [0, 1]. With several
+  members a finding's score is the mean over the members that have it.
+- Scaling, grey to three channels, normalisation and each member's resizing are inside the file.
+
+## Members
+| run | recipe | backbone | size | loss | seed | findings | dataset | weights | started from |
+|---|---|---|---|---|---|---|---|---|---|
+{members}
+
+(dataset: start of its fingerprint; weights: start of the SHA-256 of the checkpoint; started from: that of the file of
+weights that training began with. The model's metadata hold them whole.)
+
+## Agreement with PyTorch
+On {parity.scans} real scans at export: largest difference of a score {parity.max_difference:.2g} (allowed: \
+{parity.tolerance:g}), largest difference of an AUROC: {shift}.
+
+## Use and limits
+- Intended for research, for ranking scans, and for validation on data of the place where it would be used.
+- A score ranks scans for one finding. It is no probability: nothing here is calibrated.
+- Thresholds (operating points): none yet. Choose none on the scans that you then judge by.
+- Expect other results on other scanners, other patients and other views than those trained on. Measure before use:
+  `damcli evaluate {name} DATASET`.
+- It is no medical device and was not assessed as one. It must not decide about a patient.
+
+## Licence
+damcli (Apache-2.0) puts no terms on this model. Those of the scans it was trained on and of any weights that training
+started from apply; whoever passes it on states them here.
+"""
+
+
+def _short(digest: str | None) -> str:
+    return f"`{digest[:12]}`" if digest else "n/a"

@@ -1,0 +1,67 @@
+"""What a model says of itself: the JSON in its metadata, and the names that its graph and its table are bound to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from damcli.config import Strict
+from damcli.data.images import Contract
+from damcli.errors import DataError
+
+SCHEMA_VERSION = 1
+INPUT, OUTPUT = "images", "scores"
+# Columns of the table of scores that are no finding.
+RESERVED_COLUMNS = ("path", "status", "error")
+
+
+class MemberInfo(Strict):
+    """Where one member of the ensemble comes from."""
+
+    run: str
+    recipe: str
+    backbone: str
+    loss: str
+    seed: int
+    dataset: str = Field(description="the fingerprint of the dataset it was trained on")
+    weights_sha256: str
+    started_from: str | None = Field(default=None, description="SHA-256 of the weights that training began with")
+    findings: tuple[str, ...]
+    size: int
+
+
+class Parity(Strict):
+    """How far ONNX Runtime's scores are from PyTorch's, measured on `scans` real scans at export."""
+
+    scans: int
+    max_difference: float
+    tolerance: float
+    auroc_difference: float | None = Field(description="largest over the findings; None where no AUROC is defined")
+
+
+class ModelInfo(Strict):
+    """What a model says of itself."""
+
+    schema_version: int = SCHEMA_VERSION
+    damcli: str = Field(description="the version that made it")
+    created: str = Field(description="ISO 8601, UTC")
+    findings: tuple[str, ...]
+    contract: Contract
+    members: tuple[MemberInfo, ...]
+    parity: Parity
+
+
+def check_findings(findings: Sequence[str]) -> None:
+    """Raise `DataError` unless the findings can be columns beside path, status and error.
+
+    >>> check_findings(["Edema", "status"])
+    Traceback (most recent call last):
+    ...
+    damcli.errors.DataError: a finding may not be called 'status': the table of scores has a column of that name
+    """
+    for finding in findings:
+        if finding.lower() in RESERVED_COLUMNS:
+            raise DataError(f"a finding may not be called {finding!r}: the table of scores has a column of that name")
+    if not findings or "" in findings or len(set(findings)) < len(findings):
+        raise DataError(f"findings must be named, each once, got {list(findings)}")

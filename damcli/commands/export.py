@@ -1,0 +1,136 @@
+"""`damcli export`: package one run, or several as an ensemble, as one ONNX file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from damcli import console, project
+from damcli.commands import options
+from damcli.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from damcli.bundle.build import Member
+    from damcli.data.store import Dataset
+    from damcli.training.folder import RunInfo
+
+PARITY_SCANS = 64
+# The scans that no run was trained on come first.
+PARITY_SPLITS = ("valid", "test", "train")
+
+
+def load_member(run: Path) -> tuple[Member, RunInfo]:
+    """Return the best network of a run as a member of a model, and the run."""
+    from damcli.bundle.build import Member
+    from damcli.training import checkpoint
+
+    network, info = checkpoint.load_network(run)
+    provenance = {
+        "run": run.resolve().name,
+        "recipe": info.facts.recipe_name,
+        "loss": info.loss,
+        "seed": info.recipe.seed,
+        "dataset": info.facts.fingerprint,
+        "weights_sha256": checkpoint.weights_sha256(run),
+        "started_from": info.facts.weights_sha256,
+    }
+    return Member(network, info.findings, info.contract, provenance), info
+
+
+def parity_scans(dataset: Dataset, findings: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return up to 64 scans spread evenly over a split, uint8 (N, S, S[, 3]), and their truth (N, findings)."""
+    import numpy as np
+
+    [split, *_] = [name for name in (*PARITY_SPLITS, *dataset.info.splits) if dataset.info.splits.get(name)]
+    rows = dataset.rows(split)
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, PARITY_SCANS).astype(int))]
+    known = dict(zip(dataset.info.findings, dataset.truth(rows).T, strict=True))
+    unknown = np.full(len(rows), np.nan)
+    return dataset.read(rows), np.column_stack([known.get(finding, unknown) for finding in findings])
+
+
+def _dataset(given: Path | None, members: Sequence[Member], runs: Sequence[RunInfo]) -> Dataset:
+    """Open the dataset given, else that of the member that the model takes its size from."""
+    from damcli.bundle.build import common_contract
+    from damcli.data.store import Dataset
+
+    contract = common_contract([member.contract for member in members])
+    path = given or next(run.dataset for run in runs if run.contract == contract)
+    if given is None and not (path / "dataset.json").is_file():
+        raise UsageError(
+            "the run's dataset is no longer there, and real scans are needed to compare with PyTorch",
+            where=path,
+            fix="say where it is: --dataset DATASET",
+        )
+    dataset = Dataset.open(path)
+    if dataset.info.contract != contract:
+        raise UsageError(
+            f"this dataset was decoded by another contract ({dataset.info.contract}) than the model's ({contract})",
+            where=path,
+            fix="give the dataset that the run was trained on, or one prepared in the same way",
+        )
+    return dataset
+
+
+def _output(output: Path | None, runs: Sequence[Path], infos: Sequence[RunInfo]) -> Path:
+    if output is None:
+        name = runs[0].resolve().name if len(runs) == 1 else f"{infos[0].facts.recipe_name}-{len(runs)}-runs"
+        return Path("models", f"{name}.onnx")
+    if output.suffix != ".onnx":
+        raise UsageError("a model's name ends in .onnx", where=output, fix=f"write -o {output}.onnx")
+    return output
+
+
+def command(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="[default: the newest in runs/]", metavar="[RUN]...")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="[default: models/<run>.onnx]")] = None,
+    dataset: Annotated[
+        Path | None, typer.Option(help="Scans to compare with PyTorch on. [default: the run's dataset]")
+    ] = None,
+    dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    json: options.Json = False,
+) -> None:
+    """Package a run, or several as an ensemble, as one ONNX file with the preprocessing inside.
+
+    The scores are compared with PyTorch's on real scans first; if one differs by more than 1e-4 nothing is written
+    (exit code 6). A card for people, NAME.onnx.md, is written beside the model.
+
+    Example: damcli export runs/seed0 runs/seed1 -o models/cxr.onnx
+    """
+    options.apply(quiet, verbose, json)
+    taken = runs or [project.newest_run()]
+    console.note(f"runs: {', '.join(map(str, taken))}")
+
+    from damcli.bundle import build
+
+    loaded = [load_member(run) for run in taken]
+    members, infos = [member for member, _ in loaded], [info for _, info in loaded]
+    path = _output(output, taken, infos)
+    findings = build.all_findings(members)
+    scans = _dataset(dataset, members, infos)
+    images, truth = parity_scans(scans, findings)
+    console.note(f"comparing with PyTorch on {len(images)} scans of {scans.path}")
+    if dry_run:
+        console.note(f"would write {path} with {len(members)} network(s) for {', '.join(findings)}")
+        return
+    parity = build.export(members, path, images, truth)
+    shift = "n/a" if parity.auroc_difference is None else f"{parity.auroc_difference:.2g}"
+    console.note(
+        f"parity: scores differ from PyTorch's by at most {parity.max_difference:.2g}"
+        f" (allowed: {parity.tolerance:g}), AUROC by at most {shift}"
+    )
+    console.note(f"{len(members)} network(s), {path.stat().st_size / 1e6:.1f} MB, findings: {', '.join(findings)}")
+    console.result(str(path))
+    if json:
+        document = {"model": str(path), "card": f"{path}.md", "findings": findings, "parity": parity.model_dump()}
+        console.emit_json(document)
+    console.next_step(f"damcli predict SCANS --model {path} --export csv")

@@ -1,0 +1,130 @@
+"""Export: one file, equal to PyTorch for any mixture of members, or nothing at all."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from damcli.bundle import build, graph
+from damcli.bundle.runtime import Model
+from damcli.errors import DataError, GateError, UsageError
+
+
+def by_torch(member, images):
+    """The member's scores by the path that training takes."""
+    with torch.no_grad():
+        inputs = member.network.as_input(torch.from_numpy(images[..., 0] if images.shape[-1] == 1 else images))
+        return member.network(inputs).sigmoid().numpy()
+
+
+@pytest.mark.parametrize("scans", [1, 3, 17])
+def test_one_member_equals_pytorch_at_any_batch(model_file, make_member, draw, scans):
+    member, images = make_member(["Edema", "Fracture"]), draw(scans, seed=scans)
+    model = Model.open(model_file, "cpu")
+    np.testing.assert_allclose(model.score(images), by_torch(member, images), atol=1e-6)
+    np.testing.assert_array_equal(model.score(images[..., 0]), model.score(images))
+
+
+def test_an_ensemble_of_other_backbones_sizes_and_findings_is_the_mean_of_those_that_have_a_finding(
+    make_member, draw, tmp_path
+):
+    large = make_member(["Edema", "Fracture"], "test_resnet", size=60, seed=1)
+    small = make_member(["Pneumonia", "Edema"], "test_efficientnet", size=36, seed=2)
+    images, path = draw(6, size=60), tmp_path / "ensemble.onnx"
+    truth = np.array([[0, 1, np.nan]] * 3 + [[1, 1, 0]] * 3)
+    parity = build.export([large, small], path, images, truth)
+    model = Model.open(path, "cpu")
+    assert model.info.findings == ("Edema", "Fracture", "Pneumonia")
+    assert model.info.contract.size == 60
+    assert [member.size for member in model.info.members] == [60, 36]
+
+    a = by_torch(large, images)
+    lower = [cv2.resize(i.astype(np.float32), (36, 36), interpolation=cv2.INTER_AREA) for i in images[..., 0]]
+    with torch.no_grad():
+        b = small.network(torch.from_numpy(np.stack(lower))[:, None] / 255).sigmoid().numpy()
+    expected = np.stack([(a[:, 0] + b[:, 1]) / 2, a[:, 1], b[:, 0]], 1)
+    np.testing.assert_allclose(model.score(images), expected, atol=1e-5)
+    assert parity.scans == 6
+    assert parity.max_difference < 1e-5
+    assert parity.auroc_difference == 0
+
+    card = (tmp_path / "ensemble.onnx.md").read_text(encoding="utf-8")
+    for word in ("Edema", "Pneumonia", "run-1", "run-2", "test_efficientnet", "uint8 (N, 60, 60, 1)", "none yet"):
+        assert word in card
+
+
+def test_colour_scans_keep_their_channels_apart(make_member, draw, tmp_path, capfd):
+    member, images = make_member(["Metastasis"], channels=3), draw(4, channels=3)
+    build.export([member], tmp_path / "colour.onnx", images)
+    assert capfd.readouterr().out == "", "the exporter's words belong to stderr"
+    scores = Model.open(tmp_path / "colour.onnx", "cpu").score(images)
+    np.testing.assert_allclose(scores, by_torch(member, images), atol=1e-6)
+    assert np.abs(scores - by_torch(member, images[..., ::-1].copy())).max() > 1e-4
+
+
+@pytest.mark.parametrize(("size", "smaller"), [(12, 4), (320, 224), (7, 5), (5, 5), (9, 1)])
+def test_area_matrix_is_the_brute_force_mean(size, smaller):
+    fine = np.kron(np.eye(size), np.ones(smaller))
+    expected = fine.reshape(size, smaller, size).mean(2).T
+    np.testing.assert_allclose(graph.area_matrix(size, smaller), expected, atol=1e-7)
+
+
+def test_parity_above_the_tolerance_is_refused_and_nothing_is_written(make_member, draw, tmp_path, monkeypatch):
+    assemble = build.graph.assemble
+
+    def wrong(members):
+        model = assemble(members)
+        [white] = [tensor for tensor in model.graph.initializer if tensor.name == "white"]
+        white.CopyFrom(numpy_helper.from_array(np.array(200, np.float32), "white"))
+        return model
+
+    monkeypatch.setattr(build.graph, "assemble", wrong)
+    with pytest.raises(GateError, match=r"differ from PyTorch's by 0\.\d+, more than 0\.0001: nothing was written"):
+        build.export([make_member(["Edema"])], tmp_path / "new" / "m.onnx", draw(4))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_gives_nan_is_refused(make_member, draw, tmp_path):
+    member = make_member(["Edema"])
+    member.network.backbone.get_classifier().bias.data.fill_(float("nan"))
+    with pytest.raises(GateError, match="differ from PyTorch's by nan"):
+        build.export([member], tmp_path / "m.onnx", draw(2))
+
+
+def test_the_file_holds_no_path_of_this_machine(model_file):
+    content = model_file.read_bytes()
+    for trace in (b"site-packages", b"stack_trace", str(Path(build.__file__).parents[2]).encode()):
+        assert trace not in content
+
+
+def test_metadata_say_where_the_model_comes_from(model_file):
+    model = onnx.load(model_file)
+    info = json.loads({p.key: p.value for p in model.metadata_props}["damcli"])
+    assert info["findings"] == ["Edema", "Fracture"]
+    assert info["contract"] == {"version": 1, "size": 48, "channels": 1, "fit": "pad"}
+    [member] = info["members"]
+    assert (member["run"], member["backbone"], member["dataset"]) == ("run-0", "test_resnet", "d" * 64)
+    assert info["parity"]["scans"] == 5
+
+
+def test_members_that_do_not_fit_together_are_refused(make_member, draw, tmp_path):
+    with pytest.raises(UsageError, match="decode scans differently"):
+        build.export([make_member(["A"]), make_member(["A"], channels=3)], tmp_path / "m.onnx", draw(2))
+
+
+@pytest.mark.parametrize("findings", [["status"], ["Path"], ["A", "A"], [""]])
+def test_findings_that_cannot_be_columns_are_refused(make_member, draw, tmp_path, findings):
+    with pytest.raises(DataError, match="finding"):
+        build.export([make_member(findings)], tmp_path / "m.onnx", draw(2))
+
+
+def test_more_weights_than_one_file_holds_are_refused(make_member, draw, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "MAX_WEIGHTS", 1_000_000)
+    with pytest.raises(UsageError, match="fewer runs"):
+        build.export([make_member(["A"])], tmp_path / "m.onnx", draw(2))
+    assert list(tmp_path.iterdir()) == []
