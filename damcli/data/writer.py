@@ -98,7 +98,8 @@ def _decode(
     digest = hashlib.sha256()
     with ExitStack() as decoding, ExitStack() as writing:
         decoded = decode(journal.watched(paths[first:], stamps))
-        decoding.callback(getattr(decoded, "close", int))
+        if isinstance(decoded, Generator):  # which ends its worker processes
+            decoding.callback(decoded.close)
         shard: shards.Writer | None = None
         for row, scan in enumerate(decoded, first):
             digest.update(stamps.popleft())
