@@ -54,7 +54,7 @@ def read(
         if kind not in SIZES or name not in (CHEXPERT_ONLY if kind == "chexpert" else TABLE_ONLY):
             other = "table" if name in TABLE_ONLY else "chexpert"
             raise UsageError(f"--{name.replace('_', '-')} belongs to `damcli prepare {other}`", fix="leave it out")
-    path = path or Path()
+    path = path or Path.cwd()
     if kind == "chexpert":
         source = chexpert.read(path, **given)
     elif kind == "table":
@@ -135,13 +135,13 @@ def _rows(counts: dict[str, dict[str, Counts]]) -> list[list[str]]:
     ]
 
 
-def _say(source: Source, output: Path) -> None:
+def _say(source: Source, output: Path, size: int, channels: str, fit: str) -> None:
     for note in source.notes:
         console.note(note)
     rules = ", ".join(f"{finding} {policy.uncertain}" for finding, policy in source.policies.items())
     blanks = ", ".join(sorted({policy.blank for policy in source.policies.values()}))
     console.note(f"uncertain labels: {rules}; blank labels: {blanks}")
-    console.note(f"writing {output}")
+    console.note(f"writing {output}: {size} x {size} pixels, {'grey' if channels == '1' else 'colour'}, fit {fit}")
 
 
 def _split_list(text: str | None) -> list[str] | None:
@@ -200,7 +200,8 @@ def command(
         images=images,
     )
     output = output or Path("data", source)
-    _say(taken, output)
+    size = size or SIZES[source]
+    _say(taken, output, size, channels, fit)
     if dry_run:
         _show_plan(taken)
         return

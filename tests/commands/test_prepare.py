@@ -1,0 +1,265 @@
+"""`damcli prepare`, from the command line to the dataset."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from damcli.commands import prepare
+from damcli.data.images import Contract, read_scan
+from damcli.data.labels import COMPETITION
+from damcli.data.store import UNFINISHED, Dataset
+from damcli.errors import DataError, UsageError
+
+HEADER = "Path,Sex,Age,Frontal/Lateral,AP/PA," + ",".join(COMPETITION)
+
+
+def chexpert(folder: Path, patients: int = 6, size: tuple[int, int] = (39, 32)) -> Path:
+    """A CheXpert tree of grey noise: two scans a patient, the last third of the patients in valid."""
+    rng = np.random.default_rng(0)
+    rows: dict[str, list[str]] = {"train": [HEADER], "valid": [HEADER]}
+    for patient in range(patients):
+        split = "valid" if patient >= patients * 2 // 3 else "train"
+        for study in (2, 1):
+            name = f"{split}/patient{patient:05}/study{study}/view1_frontal.jpg"
+            (folder / name).parent.mkdir(parents=True)
+            Image.fromarray(rng.integers(0, 256, size[::-1], np.uint8)).save(folder / name)
+            labels = ",".join(["1.0", "0.0", "-1.0", "", "1.0"][(patient + k) % 5] for k in range(5))
+            rows[split].append(f"CheXpert-v1.0-small/{name},Male,60,Frontal,AP,{labels}")
+    for split, lines in rows.items():
+        (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def damcli(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "damcli", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def run(source: object, output: Path, **options: object) -> Dataset:
+    list(prepare.prepare(source, output, workers=0, **options))
+    return Dataset.open(output)
+
+
+def test_with_no_path_it_takes_the_tree_that_is_here(tmp_path: Path) -> None:
+    chexpert(tmp_path / "download" / "CheXpert-v1.0-small")
+    done = damcli("prepare", "chexpert", "--size", 32, "--seed", 3, folder=tmp_path / "download")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "data/chexpert"
+    assert [line for line in done.stdout.splitlines() if "Edema" in line]
+    lines = done.stderr.splitlines()
+    assert "CheXpert-v1.0-small/train.csv: 8 scans" in lines[0]
+    assert any("scans/s" in line for line in lines)
+    assert lines[-1] == "next: damcli train data/chexpert"
+
+    made = Dataset.open(tmp_path / "download" / "data" / "chexpert")
+    assert made.info.splits == {"train": 8, "valid": 4}
+    assert made.info.findings == COMPETITION
+    assert made.info.seed == 3
+    contract = Contract(size=32, channels=1)
+    for row, image in enumerate(made.read(np.arange(12))):
+        np.testing.assert_array_equal(image, read_scan(Path(made.manifest["path"][row]), contract))
+    certain = made.truth(made.rows("train"))
+    assert np.isnan(certain).sum() == (made.manifest.filter(pl.col("split") == "train").select(
+        pl.sum_horizontal(pl.col("^label:.*$") == -1))).sum().item()  # fmt: skip
+
+
+def test_json_is_one_document_and_a_second_run_changes_nothing(tmp_path: Path) -> None:
+    chexpert(tmp_path)
+    arguments = ("prepare", "chexpert", tmp_path, "-o", "made", "--size", 16, "--workers", 0, "--json", "-q")
+    first = damcli(*arguments, folder=tmp_path)
+    told = json.loads(first.stdout)
+    assert (told["dataset"], told["splits"], first.stderr) == ("made", {"train": 8, "valid": 4}, "")
+    before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "made").iterdir()}
+    assert damcli(*arguments, folder=tmp_path).stdout == first.stdout
+    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "made").iterdir()} == before
+    other = damcli("prepare", "chexpert", tmp_path, "-o", "made", "--size", 24, folder=tmp_path)
+    assert other.returncode == 2
+    assert "another dataset" in other.stderr
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    chexpert(tmp_path / "tree")
+    done = damcli("prepare", "chexpert", "tree", "--dry-run", "--json", folder=tmp_path)
+    assert json.loads(done.stdout)["counts"]["train"]["Edema"]["positive"] > 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["tree"]
+
+
+def test_some_scans_unreadable(tmp_path: Path) -> None:
+    tree = chexpert(tmp_path / "tree", patients=30)
+    bad = tree / "train" / "patient00001" / "study1" / "view1_frontal.jpg"
+    bad.write_bytes(bad.read_bytes()[:300])
+    (tree / "train" / "patient00002" / "study1" / "view1_frontal.jpg").unlink()
+    done = damcli("prepare", "chexpert", "tree", "-o", "made", "--size", 16, folder=tmp_path)
+    assert done.returncode == 4, done.stderr
+    assert "2 of 60 scans were refused" in done.stderr
+    rejected = pl.read_csv(tmp_path / "made" / "rejected.csv")
+    assert rejected["path"].to_list() == [
+        "train/patient00001/study1/view1_frontal.jpg",
+        "train/patient00002/study1/view1_frontal.jpg",
+    ]
+    assert len(Dataset.open(tmp_path / "made").manifest) == 58
+
+
+def test_all_scans_unreadable(tmp_path: Path) -> None:
+    tree = chexpert(tmp_path / "tree")
+    for file in tree.rglob("*.jpg"):
+        file.write_bytes(b"not an image")
+    done = damcli("prepare", "chexpert", "tree", "-o", "made", folder=tmp_path)
+    assert done.returncode == 3
+    assert "scans cannot be used" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("chexpert", "absent"), 2, ("no such folder", "absent", "fix")),
+        (("chexpert",), 3, ("neither train.csv nor valid.csv", "fix")),
+        (("table",), 2, ("which table", "fix")),
+        (("pacs", "."), 2, ("'pacs'", "chexpert or table")),
+        (("chexpert", ".", "--image-column", "x"), 2, ("--image-column", "damcli prepare table")),
+        (("table", ".", "--views", "all"), 2, ("--views", "damcli prepare chexpert")),
+        (("chexpert", ".", "--fit", "squeeze"), 2, ("squeeze", "stretch")),
+        (("chexpert", ".", "--size", "3"), 2, ("--size",)),
+    ],
+)
+def test_bad_input_from_the_command_line(
+    tmp_path: Path, arguments: tuple[str, ...], code: int, said: tuple[str, ...]
+) -> None:
+    done = damcli("prepare", *arguments, folder=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert all(text in done.stderr for text in said), done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_ends_it_and_the_same_command_continues(tmp_path: Path) -> None:
+    big = tmp_path / "one.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (1500, 1500), np.uint8)).save(big)
+    rows = [f"{number}.jpg,{number % 2}" for number in range(300)]
+    for number in range(300):
+        os.link(big, tmp_path / f"{number}.jpg")
+    (tmp_path / "scans.csv").write_text("\n".join(["path,sick", *rows]) + "\n")
+    command = [sys.executable, "-m", "damcli", "prepare", "table", "scans.csv", "--label-columns", "sick", "-o", "made",
+               "--size", "16"]  # fmt: skip
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if line.startswith("prepare: "):
+                break
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+        assert process.wait(timeout=30) == 130
+    assert "the same command again continues" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "made" / "dataset.json").exists()
+    assert not list(tmp_path.glob("made/.*"))
+    for number in range(100, 300):
+        (tmp_path / f"{number}.jpg").unlink()
+    rows = rows[:100]
+    (tmp_path / "scans.csv").write_text("\n".join(["path,sick", *rows]) + "\n")
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
+    assert len(Dataset.open(tmp_path / "made").manifest) == 100
+
+
+def test_kill_and_continue_with_workers_gives_the_same_bytes(tmp_path: Path) -> None:
+    """SIGKILL at the first sign of life; what it left is swept away."""
+    chexpert(tmp_path / "tree", patients=60, size=(300, 300))
+    command = [sys.executable, "-m", "damcli", "prepare", "chexpert", "tree", "--size", "16", "-o"]
+    assert subprocess.run([*command, "whole"], cwd=tmp_path, capture_output=True).returncode == 0
+    with subprocess.Popen([*command, "made"], cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        while not list(tmp_path.glob("made/.images*")):
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    assert (tmp_path / "made" / UNFINISHED).exists()
+    assert subprocess.run([*command, "made"], cwd=tmp_path, capture_output=True).returncode == 0
+    files = {file.name: file.read_bytes() for file in (tmp_path / "made").iterdir()}
+    assert files == {file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()}
+
+
+def test_splits_are_made_by_patient_where_there_are_none(tmp_path: Path) -> None:
+    chexpert(tmp_path / "tree", patients=30)
+    (tmp_path / "tree" / "valid.csv").unlink()
+    source = prepare.read("chexpert", tmp_path / "tree", valid_fraction=0.3, seed=1)
+    valid = source.scans.filter(pl.col("split") == "valid")
+    assert len(valid) == 12
+    assert set(valid["patient"]).isdisjoint(source.scans.filter(pl.col("split") == "train")["patient"])
+    assert any("30%" in note for note in source.notes)
+    with pytest.raises(UsageError, match="own split"):
+        prepare.read("chexpert", chexpert(tmp_path / "both"), valid_fraction=0.3)
+
+
+def test_a_patient_in_two_official_splits_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "scans.csv").write_text("path,patient,part,sick\n1.png,p,train,1\n2.png,p,valid,0\n3.png,q,valid,0\n")
+    with pytest.raises(DataError, match="1 patients have scans in two splits") as caught:
+        prepare.read("table", tmp_path, label_columns=["sick"], split_column="part")
+    assert "1.png and 2.png" in str(caught.value)
+
+
+def test_policies_by_finding(tmp_path: Path) -> None:
+    source = prepare.read("chexpert", chexpert(tmp_path / "tree"), uncertain="Edema=ones", blank="missing")
+    made = run(source, tmp_path / "made", size=8)
+    edema = made.manifest.filter(pl.col("label:Edema") == -1)["target:Edema"]
+    assert edema.to_list() == [1.0] * len(edema)
+    smooth = made.manifest.filter(pl.col("label:Cardiomegaly") == -1)["target:Cardiomegaly"]
+    assert smooth.is_between(0, 0.3).all()
+    blank = made.manifest.filter(pl.col("label:Edema").is_null())["target:Edema"]
+    assert blank.null_count() == len(blank) > 0
+
+
+def test_patients_are_kept_and_no_other_column_of_a_table(tmp_path: Path) -> None:
+    Image.new("L", (9, 9)).save(tmp_path / "1.png")
+    (tmp_path / "scans.csv").write_text("path,patient,name,born,sick\n1.png,p1,DOE^JANE,1950-01-01,1\n")
+    made = run(prepare.read("table", tmp_path, label_columns=["sick"]), tmp_path / "made", size=8)
+    everything = b"".join(file.read_bytes() for file in made.path.iterdir())
+    assert b"DOE" not in everything
+    assert b"1950" not in everything
+    assert made.patients(np.array([0])) == ["p1"]
+
+
+def test_the_real_chest_scans(test_data: Path, tmp_path: Path) -> None:
+    source = prepare.read("chexpert", test_data / "nih_cxr_512", findings=["Pneumonia", "No Finding"])
+    steps = list(prepare.prepare(source, tmp_path / "cxr", size=64))
+    assert len(steps) == 499
+    made = Dataset.open(tmp_path / "cxr")
+    assert made.info.splits == {"train": 366, "valid": 132}
+    assert made.info.rejected == 0
+    assert np.nansum(made.truth(made.rows("train"))) == np.nansum([
+        source.scans.filter(pl.col("split") == "train")[f"label:{finding}"].sum() for finding in source.findings
+    ])  # fmt: skip
+
+
+def test_real_colour_crops(test_data: Path, tmp_path: Path) -> None:
+    source = prepare.read("table", test_data / "bccd_96px", label_columns=["label"], patient_column="group")
+    made = run(source, tmp_path / "cells", size=48, channels=3)
+    valid = made.rows("valid")
+    assert 0.15 < len(valid) / len(made.manifest) < 0.25
+    assert made.read(valid).shape == (len(valid), 48, 48, 3)
+    assert (np.ptp(made.read(valid).mean(axis=(0, 1, 2))) > 5).item()
+    groups = made.manifest.group_by("patient").agg(pl.col("split").n_unique())
+    assert groups["split"].max() == 1
+
+
+def test_help_fits_one_screen_and_imports_nothing_heavy() -> None:
+    program = (
+        "import sys, damcli.cli\n"
+        "try: damcli.cli.main(['prepare', '--help'])\n"
+        "finally: print(sorted({'torch', 'polars', 'cv2', 'numpy'} & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}
+    )
+    assert done.stderr.strip() == "[]"
+    assert len(done.stdout.splitlines()) <= 40
+    assert "Example:" in done.stdout
