@@ -20,7 +20,7 @@ from damcli.errors import DataError, MachineError
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["CPU", "CUDA", "MemberInfo", "Model", "ModelInfo", "Parity", "run", "start"]
+__all__ = ["CPU", "CUDA", "MemberInfo", "Model", "ModelInfo", "Parity", "read_info", "run", "start"]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -64,6 +64,11 @@ class Model:
         if images.dtype != np.uint8 or images.shape[1:] not in shapes:
             raise ValueError(f"images must be uint8 (N, {shape}), got {images.dtype} {images.shape}")
         return run(self.session, images.reshape(len(images), *shape), len(self.info.findings))
+
+
+def read_info(path: Path) -> ModelInfo:
+    """Verify a model file and return what it says of itself; raises what `Model.open` does, short of running it."""
+    return container.read(path)[1]
 
 
 def run(session: onnxruntime.InferenceSession, images: np.ndarray, findings: int) -> np.ndarray:
