@@ -60,7 +60,7 @@ def emit_json(document: Any) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write a table to stdout, first column left, the others right; never cut to fit a pipe."""
+    """Write a table to stdout, numbers to the right and text to the left; never cut to fit a pipe."""
     if state.json:
         return
     from rich import box
@@ -69,12 +69,18 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     from rich.text import Text
 
     drawn = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    rows = list(rows)
     for number, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
+        figures = number > 0 and all(_is_figure(row[number]) for row in rows)
+        drawn.add_column(column, justify="right" if figures else "left", no_wrap=number == 0)
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))
     width = None if sys.stdout.isatty() else 400
     Console(file=sys.stdout, width=width, highlight=False).print(drawn)
+
+
+def _is_figure(cell: str) -> bool:
+    return cell == "" or cell[0] in "+-0123456789" or cell.startswith("n/a")
 
 
 def next_step(command: str) -> None:

@@ -2,11 +2,173 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
 import typer
+
+from damcli import __version__, console, recipes
+from damcli.commands import options
+from damcli.errors import DamcliError
+from damcli.files import read_json
 
 app = typer.Typer(help="The machine, the models and recipes at hand, the runs.", rich_markup_mode=None)
 
 
+def machine() -> Iterator[tuple[str, str]]:
+    """Yield (what, finding) for everything that decides what damcli can do on this machine."""
+    yield "damcli", f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    yield "cores", str(os.cpu_count())
+    yield "free disk here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB"
+    yield from _torch()
+    yield from _onnxruntime()
+
+
+def _torch() -> Iterator[tuple[str, str]]:
+    import torch
+
+    yield "torch", torch.__version__
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            card = torch.cuda.get_device_properties(number)
+            bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
+            yield f"GPU {number}", f"{card.name}, {card.total_memory / 2**30:.0f} GiB, {bf16}"
+    else:
+        built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
+        yield "GPU", f"none found ({built}): training and prediction run on the CPU"
+
+
+def _onnxruntime() -> Iterator[tuple[str, str]]:
+    import onnxruntime
+
+    yield "onnxruntime", onnxruntime.__version__
+    # The list names what was built in, not what works here: only an open session tells (see predict's last line).
+    yield "providers built in", ", ".join(onnxruntime.get_available_providers())
+    packages = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
+    if len(packages) == 2:
+        yield "problem", (
+            "onnxruntime and onnxruntime-gpu are both installed, which silently loses CUDA: "
+            "pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu"
+        )
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 @app.command()
-def doctor() -> None:
-    """What this machine can do."""
+def doctor(quiet: options.Quiet = False, as_json: options.Json = False) -> None:
+    """What this machine can do: GPU, providers, codecs.
+
+    Example: damcli info doctor
+    """
+    from damcli.dicom import pixels
+
+    options.apply(quiet=quiet, json=as_json)
+    found = list(machine())
+    codecs = pixels.supported()
+    if as_json:
+        syntaxes = [{"name": name, "uid": uid, "decoder": plugin, "missing": gap} for name, uid, plugin, gap in codecs]
+        console.emit_json({"machine": dict(found), "transfer_syntaxes": syntaxes})
+    console.table("Machine", ["what", "found"], found)
+    rows = [[name, uid, plugin or f"cannot be read: {gap}"] for name, uid, plugin, gap in codecs]
+    console.table("DICOM transfer syntaxes", ["name", "UID", "decoder"], rows)
+    console.next_step("damcli demo")
+
+
+@app.command()
+def models(quiet: options.Quiet = False, as_json: options.Json = False) -> None:
+    """The recipes at hand and the models under models/.
+
+    Example: damcli info models
+    """
+    options.apply(quiet=quiet, json=as_json)
+    known = [
+        {"recipe": name, "description": recipes.load(name).values.get("description", "")} for name in recipes.names()
+    ]
+    exported = [_model(path) for path in sorted(Path("models").glob("*.onnx"))]
+    if as_json:
+        console.emit_json({"recipes": known, "models": exported})
+    console.table("Recipes", ["recipe", "what it is"], [[row["recipe"], row["description"]] for row in known])
+    columns = ["model", "findings", "size", "members", "problem"]
+    rows = [[str(row.get(column, "")) for column in columns] for row in exported]
+    console.table("Models under models/", columns, rows or [["none", "", "", "", ""]])
+    console.next_step("damcli train --recipe NAME")
+
+
+def _model(path: Path) -> dict[str, Any]:
+    from damcli.bundle.runtime import read_info
+
+    try:
+        info = read_info(path)
+    except DamcliError as problem:
+        return {"model": str(path), "problem": problem.what}
+    return {
+        "model": str(path),
+        "findings": ", ".join(info.findings),
+        "size": info.contract.size,
+        "members": len(info.members),
+    }
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where the runs lie.")] = Path("runs"),
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """A leaderboard of runs: how each was trained, and its evaluated AUROC with interval.
+
+    Example: damcli info runs
+    """
+    options.apply(quiet=quiet, json=as_json)
+    found = [row for path in sorted(folder.glob("*/config.toml")) for row in _run(path.parent)]
+    found.sort(key=lambda row: (row.get("dataset", ""), row.get("split", ""), -(row.get("auroc") or -1)))
+    if as_json:
+        console.emit_json({"runs": found})
+    columns = ["run", "loss", "backbone", "dataset", "split", "mean AUROC", "95 % interval", "remark"]
+    console.table(f"Runs under {folder}", columns, [_leader(row) for row in found])
+    if not found:
+        console.note(f"there are no runs under {folder}")
+    console.next_step("damcli evaluate RUN" if found else "damcli train DATASET")
+
+
+def _run(run: Path) -> Iterator[dict[str, Any]]:
+    """Yield a row for each evaluation that lies in a run, or one that says there is none."""
+    from damcli.training.checkpoint import read_run
+
+    row: dict[str, Any] = {"run": str(run)}
+    try:
+        info = read_run(run)
+        row |= {"loss": info.loss, "backbone": info.recipe.backbone, "dataset": info.dataset.name}
+        evaluations = sorted(run.glob("evaluation-*/metrics.json"))
+        for path in evaluations:
+            document = read_json(path, "evaluation")
+            mean, truth = document["mean"]["auroc"], document["truth"]
+            remark = "used for selection" if document["selection"]["used"] else mean["why"] or ""
+            place = {"dataset": Path(truth["path"]).name, "split": truth["split"]}
+            yield row | place | {"auroc": mean["value"], "low": mean["low"], "high": mean["high"], "remark": remark}
+        if not evaluations:
+            yield row | {"remark": f"not evaluated yet: damcli evaluate {run}"}
+    except DamcliError as problem:
+        yield row | {"remark": problem.what}
+
+
+def _leader(row: dict[str, Any]) -> list[str]:
+    from damcli.metrics import Estimate
+    from damcli.report import tables
+
+    known = [str(row.get(column, "")) for column in ("run", "loss", "backbone", "dataset", "split")]
+    if row.get("auroc") is None:
+        return [*known, "", "", row["remark"]]
+    mean = Estimate(row["auroc"], row["low"], row["high"])
+    return [*known, tables.figure(mean), tables.interval(mean), row["remark"]]
