@@ -23,7 +23,9 @@ class PESG(Optimizer):
     multiplies: 1/500, not 500), `weight_decay` is λ, `momentum` as in `torch.optim.SGD`. v_ref is v as the first
     step finds it, and moves at `end_stage` to the mean of v over the stage that ends.
 
-    Tensors are moved by whole lists: after the first step, which sets the reference, at most 18 operator calls.
+    Tensors move by whole lists: a step over one group is at most 18 operator calls, however many they are (the first
+    step, which makes the copies, aside).
+
     A parameter without a gradient is not moved. Two extra copies of the network are held (three with momentum);
     parameters are float32 or float64 (for half precision, train under autocast).
     Raises `ValueError` for arguments out of range; lr·γ ≥ 1 is refused.
