@@ -88,7 +88,8 @@ def prepare(
     from damcli.data.writer import write
 
     contract = Contract(size=size or SIZES[source.name], channels=channels, fit=fit)
-    processes = len(os.sched_getaffinity(0)) if workers is None else workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = cores if workers is None else workers
     return write(
         output,
         source,
@@ -150,7 +151,7 @@ def _split_list(text: str | None) -> list[str] | None:
 
 def command(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="chexpert; or table, any CSV of images and labels.")],
-    path: Annotated[Path | None, typer.Argument(metavar="[PATH]", help="The folder or CSV. Default: here.")] = None,
+    path: Annotated[Path | None, typer.Argument(metavar="PATH", help="The folder or CSV. Default: here.")] = None,
     output: options.Output = None,
     size: Annotated[int | None, option(metavar="N", min=8, max=4096, help="Pixels (320; table 224).")] = None,
     channels: Annotated[Literal["1", "3"], option(help="1 (default): grey; 3: colour.")] = "1",
@@ -165,8 +166,8 @@ def command(
     study_column: Annotated[str | None, option(metavar="NAME", help="table: the studies.")] = None,
     view_column: Annotated[str | None, option(metavar="NAME", help="table: the views.")] = None,
     split_column: Annotated[str | None, option(metavar="NAME", help="table: train, valid or test.")] = None,
-    images: Annotated[Path | None, option(metavar="DIR", help="table: where the images lie. Default: by it.")] = None,
-    valid_fraction: Annotated[float | None, option(metavar="X", min=0, max=0.9, help="If not split: 0.2.")] = None,
+    images: Annotated[Path | None, option(metavar="DIR", help="table: their folder, if not the CSV's.")] = None,
+    valid_fraction: Annotated[float | None, option(metavar="X", min=0, max=0.9, help="Valid's share: 0.2.")] = None,
     max_rejected: Annotated[float, option(metavar="X", min=0, max=1, help="Share of bad scans: 0.05.")] = 0.05,
     workers: Annotated[int | None, option(metavar="N", min=0, help="Default: one per core.")] = None,
     seed: options.Seed = None,
@@ -177,7 +178,7 @@ def command(
 ) -> None:
     """Make a dataset from a download: decode, resize, read labels, split by patient.
 
-    RULES for uncertain labels: ones, zeros, ignore, ones-lsr, zeros-lsr, 0 to 1. Written to data/SOURCE without -o.
+    RULES for uncertain labels: ones, zeros, ignore, ones-lsr, zeros-lsr, or a number. Without -o: data/SOURCE.
 
     Example: damcli prepare chexpert CheXpert-v1.0-small -o cxr --size 224
     """
