@@ -70,6 +70,17 @@ class Recipe(Strict):
     stage1: Stage = Stage(epochs=0)
     stage2: Stage = Stage(loss="aucm", optimizer="pesg", lr=0.1, sampler="balanced")
 
+    def stages(self) -> list[tuple[int, Stage]]:
+        """Return the stages that have epochs, with their numbers. Raises `UsageError` where none has.
+
+        >>> [(number, stage.loss) for number, stage in Recipe().stages()]
+        [(2, 'aucm')]
+        """
+        found = [(number, stage) for number, stage in ((1, self.stage1), (2, self.stage2)) if stage.epochs]
+        if not found:
+            raise UsageError("there is nothing to train: both stages have 0 epochs", fix="--set stage2.epochs=2")
+        return found
+
 
 def folders() -> list[Path]:
     """Return where recipes lie: inside an installed package, or beside it in a source tree."""

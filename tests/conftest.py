@@ -1,8 +1,10 @@
 """Fixtures for the whole suite."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,3 +25,60 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("DAMCLI_") and name != "DAMCLI_TEST_DATA":
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def make_toy() -> Callable[..., Path]:
+    """Returns `make(path, scans=240, size=32, seed=0, positives=0.3, blank=0.0)`: a dataset that is easy to learn.
+
+    A scan of noise has a bright square on the left for Edema and on the right for Fracture; 3 scans a patient, the
+    last quarter of the patients in `valid`; `blank` is the share of missing labels.
+    """
+
+    def make(
+        path: Path, scans: int = 240, size: int = 32, seed: int = 0, positives: float = 0.3, blank: float = 0.0
+    ) -> Path:
+        import polars as pl
+
+        from damcli.data.images import Contract
+        from damcli.data.labels import Policy
+        from damcli.data.sources import Source
+        from damcli.data.workers import Decoded
+        from damcli.data.writer import write
+
+        findings = ["Edema", "Fracture"]
+        rng = np.random.default_rng(seed)
+        present = rng.random((scans, 2)) < positives
+        images = rng.integers(0, 120, (scans, size, size)).astype(np.uint8)
+        images[present[:, 0], size // 4 : size // 2, : size // 3] += 90
+        images[present[:, 1], size // 2 :, -size // 3 :] += 90
+        labels = np.where(rng.random((scans, 2)) < blank, np.nan, present)
+        numbers = np.arange(scans)
+        table = pl.DataFrame(
+            {
+                "id": [f"scan{n:04}.png" for n in numbers],
+                "path": [f"/absent/scan{n:04}.png" for n in numbers],
+                "patient": [f"patient{n // 3:04}" for n in numbers],
+                "study": [f"study{n:04}" for n in numbers],
+                "view": ["frontal"] * scans,
+                "split": ["train" if n // 3 < scans // 4 else "valid" for n in numbers],
+            }
+        ).with_columns(pl.Series(f"label:{name}", labels[:, k]).fill_nan(None) for k, name in enumerate(findings))
+        policies = {name: Policy(uncertain="ignore", blank="missing") for name in findings}
+        source = Source("toy", path.parent, table, findings, policies, [])
+
+        def decode(paths):
+            for number, _ in enumerate(paths):
+                yield Decoded(number, images[number], "ok", "")
+
+        for _ in write(path, source, Contract(size=size, channels=1), decode):
+            pass
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy(make_toy: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a dataset that is easy to learn; read it only."""
+    return make_toy(tmp_path_factory.mktemp("toy") / "dataset")

@@ -1,0 +1,180 @@
+"""The run folder, checkpoints aside: settings with their origins, facts, environment, the tune part.
+
+`config.toml` is written last of what a run starts with: a folder that has it can be resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, ValidationError
+
+from damcli import config, files
+from damcli.config import Strict
+from damcli.data.images import Contract
+from damcli.errors import DataError, UsageError
+from damcli.recipes import Recipe
+from damcli.training import tracking
+
+if TYPE_CHECKING:
+    import torch
+
+    from damcli.data.store import Dataset
+
+SCHEMA_VERSION = 1
+CONFIG, FACTS, ENVIRONMENT, TUNE = "config.toml", "run.json", "environment.json", "tune.parquet"
+
+
+class Facts(Strict):
+    """`run.json`: what a run was made from, its recipe's settings aside."""
+
+    schema_version: int = SCHEMA_VERSION
+    recipe_name: str
+    dataset: str = Field(description="the dataset's folder, relative to the run's")
+    fingerprint: str = Field(description="of the dataset")
+    findings: tuple[str, ...]
+    contract: Contract
+    selection: tuple[str, ...] = ("tune",)
+    weights_sha256: str | None = Field(default=None, description="of the file the training started from")
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """A run folder read back."""
+
+    path: Path
+    recipe: Recipe
+    facts: Facts
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """The findings, in the order of the network's logits."""
+        return self.facts.findings
+
+    @property
+    def contract(self) -> Contract:
+        """How the scans it was trained on were decoded and resized."""
+        return self.facts.contract
+
+    @property
+    def dataset(self) -> Path:
+        """Where the dataset lay, seen from here."""
+        return Path(os.path.normpath(self.path.resolve() / self.facts.dataset))
+
+    @property
+    def loss(self) -> str:
+        """The loss of the last stage: what the run is known by."""
+        return self.recipe.stages()[-1][1].loss
+
+    def refuse_other(self, dataset: Dataset) -> None:
+        """Raise `DataError` where `dataset` is not the one that the run was trained on."""
+        if self.facts.fingerprint != dataset.info.fingerprint:
+            raise DataError(
+                "this is not the dataset that the run was trained on: its fingerprint differs",
+                where=dataset.path,
+                fix="name the right one (damcli train DATASET --resume RUN), or train anew",
+            )
+
+    @property
+    def tune_ids(self) -> list[str]:
+        """The ids of the scans kept out of training to choose the best epoch by."""
+        import polars as pl
+
+        return pl.read_parquet(self.path / TUNE)["path"].to_list()
+
+
+def refuse_used(run: Path) -> None:
+    """Raise `UsageError` where a run cannot be started: the folder holds one already, or something else."""
+    if (run / CONFIG).is_file():
+        raise UsageError(
+            "this folder holds a run already",
+            where=run,
+            fix=f"continue it with damcli train --resume {run}, or choose another folder with -o",
+        )
+    if run.exists() and not run.is_dir():
+        raise UsageError("this is a file, not a folder", where=run, fix="choose another place with -o")
+    # A run that was killed while it wrote its first files has no config.toml yet, and starts anew.
+    ours = (".", FACTS, ENVIRONMENT, TUNE)
+    if run.is_dir() and not all(entry.name.startswith(ours) for entry in run.iterdir()):
+        raise UsageError("this folder is not empty", where=run, fix="choose a new one with -o")
+
+
+def create(
+    run: Path,
+    recipe: Recipe,
+    origins: Mapping[str, str],
+    recipe_name: str,
+    dataset: Dataset,
+    tune: npt.NDArray[np.int64],
+    device: torch.device,
+    timings: Mapping[str, float],
+) -> None:
+    """Write what a run starts with."""
+    import polars as pl
+
+    weights = files.sha256(Path(recipe.weights)) if recipe.weights else None
+    facts = Facts(
+        recipe_name=recipe_name,
+        dataset=_relative(dataset.path, run),
+        fingerprint=dataset.info.fingerprint,
+        findings=tuple(dataset.info.findings),
+        contract=dataset.info.contract,
+        weights_sha256=weights,
+    )
+    files.write_json(run / FACTS, facts.model_dump(mode="json"))
+    files.write_json(run / ENVIRONMENT, tracking.environment(device, timings))
+    with files.replacing(run / TUNE) as draft:
+        pl.DataFrame({"path": dataset.ids(tune)}).write_parquet(draft)
+    files.write_text(run / CONFIG, toml(recipe, origins))
+
+
+def read_run(run: Path) -> RunInfo:
+    """Read a run folder. Raises `DataError` for one that is no run, damaged, or of another version."""
+    if not (run / CONFIG).is_file():
+        raise DataError(
+            "this is no run: config.toml is missing", where=run, fix="make one: damcli train DATASET -o RUN"
+        )
+    facts = files.read_json(run / FACTS, "run")
+    try:
+        if isinstance(facts, dict) and facts.get("schema_version") != SCHEMA_VERSION:
+            version = facts.get("schema_version")
+            raise DataError(f"this run has format {version}, this damcli reads {SCHEMA_VERSION}", where=run / FACTS)
+        recipe = Recipe.model_validate(config.read_toml(run / CONFIG))
+        return RunInfo(run, recipe, Facts.model_validate(facts))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"the run is damaged: {key}: {first['msg']}", where=run) from error
+
+
+def toml(recipe: Recipe, origins: Mapping[str, str]) -> str:
+    """Return every resolved setting as TOML, its origin behind it as a comment; unset ones as comments.
+
+    >>> print(toml(Recipe(), {"seed": "--seed"}).splitlines()[5])
+    seed = 0  # --seed
+    """
+    lines: list[str] = []
+    values = recipe.model_dump(mode="json")
+    plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    for table, settings in [("", plain)] + [(key, value) for key, value in values.items() if isinstance(value, dict)]:
+        lines += ["", f"[{table}]"] if table else []
+        for key, value in settings.items():
+            origin = " ".join(origins.get(f"{table}.{key}" if table else key, "default").split())
+            # Numbers, text, true and lists look the same in JSON and in TOML, which has no null.
+            line = f"# {key} is not set" if value is None else f"{key} = {json.dumps(value, ensure_ascii=False)}"
+            lines.append(f"{line}  # {origin}")
+    return "\n".join(lines) + "\n"
+
+
+def _relative(path: Path, start: Path) -> str:
+    try:
+        return Path(os.path.relpath(path.resolve(), start.resolve())).as_posix()
+    except ValueError:  # another drive
+        return str(path.resolve())

@@ -1,0 +1,237 @@
+"""Stages, epochs and steps: what happens in a training run, to be read from top to bottom.
+
+Every random draw is a function of the seed and of what it is drawn for, so that a run which was stopped anywhere and
+resumed ends (on a CPU) with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+
+from damcli import files
+from damcli.data import loader
+from damcli.data.augment import affine
+from damcli.deepauc import PESG, AUCMarginLoss
+from damcli.deepauc.network import Classifier
+from damcli.errors import DataError
+from damcli.metrics import auroc
+from damcli.recipes import Recipe, Stage
+from damcli.training import checkpoint, launch, scoring, seeds
+from damcli.training.checkpoint import Best, Progress
+from damcli.training.events import EpochDone, Event, Finished, Scored, StageStarted, Step
+from damcli.training.interruption import Interruption
+from damcli.training.plan import Plan, StagePlan
+from damcli.training.tracking import Metrics
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from damcli.data.store import Dataset
+
+STEPS_PER_RECORD = 10
+
+
+@dataclass
+class Trainer:
+    """A run under way; `progress` says how far it is."""
+
+    recipe: Recipe
+    dataset: Dataset
+    run: Path
+    plan: Plan
+    fabric: Fabric
+    network: Classifier
+    model: torch.nn.Module  # the network as Fabric calls it: same weights, in the run's precision
+    metrics: Metrics
+    interruption: Interruption
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.scan_seeds = seeds.of_scans(self.dataset.manifest["id"].to_list())
+        self.saved_at = time.monotonic()
+
+    def stages(self) -> Iterator[Event]:
+        for planned in self.plan.stages:
+            if planned.number < self.progress.stage:
+                continue
+            begun = planned.number == self.progress.stage
+            if not begun:
+                if self.progress.stage > 0:
+                    self.network.reset_classifier(seeds.key(self.recipe.seed, "classifier"))
+                self.progress = Progress(stage=planned.number)
+            self.loss = planned.loss(self.network.num_findings).to(self.fabric.device)
+            self.optimizer = planned.optimizer(self.network, self.loss)
+            if begun:
+                state = checkpoint.load_state(self.run)
+                self.loss.load_state_dict(state["loss"])
+                self.optimizer.load_state_dict(state["optimizer"])
+            stage = planned.stage
+            yield StageStarted(planned.number, stage.loss, stage.optimizer, stage.epochs, len(planned.sampler))
+            while self.progress.epoch < stage.epochs:
+                yield from self.epoch(planned)
+
+    def epoch(self, planned: StagePlan) -> Iterator[Event]:
+        batches = planned.sampler.batches(self.progress.epoch)
+        left = [self.plan.train[batch] for batch in batches[self.progress.step :]]
+        started, scans = time.monotonic(), 0
+        pin = self.fabric.device.type == "cuda"
+        with closing(loader.batches(self.dataset, left, pin=pin)) as loaded:
+            for batch in loaded:
+                self.divide_lr(planned.stage)
+                loss = self.learn(batch)
+                scans += len(batch.rows)
+                self.advance(
+                    step=self.progress.step + 1, steps=self.progress.steps + 1, loss_sum=self.progress.loss_sum + loss
+                )
+                if self.progress.steps % STEPS_PER_RECORD == 0 or self.progress.step == len(batches):
+                    self.record(loss, scans / (time.monotonic() - started))
+                yield Step(planned.number, self.progress.epoch + 1, self.progress.step, loss)
+                self.save_if_due()
+        speed = scans / (time.monotonic() - started)
+
+        scores = yield from self.tune_scores(self.network, self.model)
+        aurocs, mean = self.aurocs(scores)
+        loss = self.progress.loss_sum / len(batches)
+        epoch, best = self.progress.epoch + 1, self.progress.best
+        # Written so that an undefined mean counts as better: then the last epoch is the best.
+        better = planned is self.plan.stages[-1] and not (
+            best and best.mean_auroc is not None and mean <= best.mean_auroc
+        )
+        if better:
+            best = Best(epoch=epoch, mean_auroc=None if math.isnan(mean) else mean)
+        self.metrics.write(
+            event="epoch",
+            stage=planned.number,
+            epoch=epoch,
+            loss=loss,
+            tune_auroc=aurocs,
+            mean_tune_auroc=mean,
+            best=better,
+        )
+        self.advance(epoch=epoch, step=0, loss_sum=0.0, best=best)
+        if better:
+            self.save("best")
+        self.save("last")
+        yield EpochDone(planned.number, epoch, planned.stage.epochs, loss, aurocs, mean, better, speed)
+
+    def learn(self, batch: loader.Batch) -> float:
+        device, seed, progress = self.fabric.device, self.recipe.seed, self.progress
+        # Dropout and the like draw from torch's own generator.
+        torch.manual_seed(seeds.key(seed, "step", progress.stage, progress.steps))
+        images = self.network.as_input(batch.images.to(device, non_blocking=True))
+        images = images.contiguous(memory_format=torch.channels_last)
+        # With the step in it, a positive that a balanced epoch draws again does not look the same again.
+        draws = self.scan_seeds[batch.rows] ^ seeds.key(seed, "augmentation", progress.stage, progress.steps)
+        images = affine(images, self.recipe.augment, torch.from_numpy(draws).to(device))
+        logits = self.model(images)
+        loss = self.loss(logits, batch.targets.to(device, non_blocking=True))
+        value = float(loss.item())
+        if not math.isfinite(value):
+            self.refuse_nonfinite(batch, logits, value)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(loss)
+        self.optimizer.step()
+        return value
+
+    def divide_lr(self, stage: Stage) -> None:
+        progress = self.progress
+        due = progress.steps in stage.decay_steps or (progress.step == 0 and progress.epoch in stage.decay_epochs)
+        if not (due and progress.steps):
+            return
+        if isinstance(self.optimizer, PESG):
+            self.optimizer.end_stage(stage.divide_lr_by)
+            return
+        for group in self.optimizer.param_groups:
+            group["lr"] /= stage.divide_lr_by
+
+    def tune_scores(
+        self, network: Classifier, model: torch.nn.Module
+    ) -> Generator[Event, None, npt.NDArray[np.float32]]:
+        parts = []
+        device = self.fabric.device
+        with closing(scoring.score(network, self.dataset, self.plan.tune, device=device, model=model)) as batches:
+            for rows, scores in batches:
+                parts.append(scores)
+                yield Scored(len(rows))
+                self.leave_if_asked()
+        return np.concatenate(parts)
+
+    def aurocs(self, scores: npt.NDArray[np.float32]) -> tuple[dict[str, float], float]:
+        truth = self.dataset.truth(self.plan.tune)
+        aurocs = {name: auroc(truth[:, k], scores[:, k]) for k, name in enumerate(self.dataset.info.findings)}
+        defined = [value for value in aurocs.values() if not math.isnan(value)]
+        return aurocs, float(np.mean(defined)) if defined else math.nan
+
+    def finish(self) -> Iterator[Event]:
+        network, info = checkpoint.load_network(self.run, "best")
+        scores = yield from self.tune_scores(network, launch.setup(self.fabric, network))
+        table: dict[str, Any] = {"path": self.dataset.ids(self.plan.tune)}
+        table |= {name: scores[:, k] for k, name in enumerate(info.findings)}
+        with files.replacing(self.run / "scores-tune.parquet") as draft:
+            pl.DataFrame(table).write_parquet(draft)
+        aurocs, mean = self.aurocs(scores)
+        best = self.progress.best
+        assert best is not None
+        yield Finished(self.run, best.epoch, aurocs, mean)
+
+    def advance(self, **changes: Any) -> None:
+        self.progress = self.progress.model_copy(update=changes)
+
+    def record(self, loss: float, speed: float) -> None:
+        progress = self.progress
+        at = {"event": "step", "stage": progress.stage, "epoch": progress.epoch + 1, "step": progress.steps}
+        saddle = {}
+        if isinstance(self.loss, AUCMarginLoss):
+            saddle = {name: getattr(self.loss, name).tolist() for name in ("a", "b", "alpha")}
+        self.metrics.write(**at, loss=loss, lr=self.optimizer.param_groups[0]["lr"], **saddle)
+        self.metrics.time(**at, scans_per_second=speed)
+
+    def save_if_due(self) -> None:
+        self.leave_if_asked()
+        if time.monotonic() - self.saved_at >= 60 * self.recipe.checkpoint_minutes:
+            self.save("last")
+
+    def leave_if_asked(self) -> None:
+        if self.interruption.wanted:
+            self.save("last")
+            self.interruption.leave()
+
+    def save(self, which: checkpoint.Which) -> None:
+        self.advance(metrics_bytes=self.metrics.sync())
+        state = {"loss": self.loss.state_dict(), "optimizer": self.optimizer.state_dict()} if which == "last" else {}
+        checkpoint.save(self.run, which, self.progress, self.network.state_dict(), state)
+        self.saved_at = time.monotonic()
+
+    def refuse_nonfinite(self, batch: loader.Batch, logits: torch.Tensor, value: float) -> NoReturn:
+        findings, progress = self.dataset.info.findings, self.progress
+        broken = ~torch.isfinite(logits).all(dim=0).cpu()
+        named = [name for name, bad in zip(findings, broken.tolist(), strict=True) if bad] or list(findings)
+        report = self.run / "nonfinite.json"
+        files.write_json(
+            report,
+            {
+                "stage": progress.stage,
+                "epoch": progress.epoch + 1,
+                "step": progress.steps + 1,
+                "loss": str(value),
+                "findings": named,
+                "scans": self.dataset.ids(batch.rows),
+            },
+        )
+        raise DataError(
+            f"the loss is {value} at stage {progress.stage}, epoch {progress.epoch + 1}, "
+            f"step {progress.step + 1}: {', '.join(named)}",
+            where=report,
+            fix=f"train again with a lower learning rate: --set stage{progress.stage}.lr=…",
+        )

@@ -1,0 +1,73 @@
+"""What a run will do: a tune part by patient, samplers and priors that fit their losses, warnings in words."""
+
+import numpy as np
+import pytest
+import torch
+
+from damcli.data.store import Dataset
+from damcli.deepauc import PESG, BalancedSampler, UniformSampler
+from damcli.errors import DataError, UsageError
+from damcli.training import plan
+
+
+@pytest.fixture
+def dataset(toy):
+    return Dataset.open(toy)
+
+
+def test_no_patient_is_on_both_sides_and_both_classes_are_on_each(dataset, recipe):
+    planned = plan.make(recipe(tune_fraction=0.25), dataset)
+    assert not set(dataset.patients(planned.train)) & set(dataset.patients(planned.tune))
+    assert sorted([*planned.train, *planned.tune]) == dataset.rows("train").tolist()
+    assert len(planned.tune) == pytest.approx(0.25 * len(dataset.rows("train")), abs=6)
+    for rows in (planned.train, planned.tune):
+        assert {0.0, 1.0} == set(dataset.truth(rows).ravel())
+
+
+def test_a_resumed_run_keeps_its_tune_part_whatever_the_seed(dataset, recipe):
+    first = plan.make(recipe(), dataset)
+    again = plan.make(recipe(seed=5), dataset, tune_ids=dataset.ids(first.tune))
+    np.testing.assert_array_equal(first.tune, again.tune)
+    np.testing.assert_array_equal(first.train, again.train)
+
+
+def test_stages_get_their_sampler_loss_and_optimizer(dataset, recipe):
+    first, second = plan.make(recipe(), dataset).stages
+    assert isinstance(first.sampler, UniformSampler)
+    assert isinstance(second.sampler, BalancedSampler)
+    loss = second.loss(2)
+    assert isinstance(second.optimizer(torch.nn.Linear(3, 2), loss), PESG)
+    assert first.sampler.seed != second.sampler.seed
+
+
+def test_the_prior_is_that_of_the_scans_that_are_drawn(make_toy, recipe, tmp_path):
+    dataset = Dataset.open(make_toy(tmp_path / "dataset", blank=0.3))
+    planned = plan.make(recipe(stage2={"form": "prior", "sampler": "uniform"}), dataset)
+    targets = dataset.targets(planned.train)
+    expected = [targets[~np.isnan(targets[:, k]), k].mean() for k in range(2)]
+    assert planned.stages[1].prior == pytest.approx(expected)
+    assert planned.stages[1].loss(2).prior.tolist() == pytest.approx(expected)
+
+
+def test_balanced_sampling_of_several_findings_has_no_prior(dataset, recipe):
+    with pytest.raises(UsageError, match="prior"):
+        plan.make(recipe(stage2={"form": "prior", "sampler": "balanced"}), dataset)
+
+
+def test_nothing_to_balance_is_the_datasets_fault(make_toy, recipe, tmp_path):
+    dataset = Dataset.open(make_toy(tmp_path / "dataset", scans=30, positives=0.0))
+    with pytest.raises(DataError, match="both positives and negatives"):
+        plan.make(recipe(), dataset)
+
+
+def test_too_few_patients_for_a_tune_part_are_refused(make_toy, recipe, tmp_path):
+    dataset = Dataset.open(make_toy(tmp_path / "dataset", scans=4))
+    with pytest.raises(DataError, match="cannot be divided"):
+        plan.make(recipe(), dataset)
+
+
+@pytest.mark.parametrize(("margin", "said"), [(0.7, False), (1.0, True)])
+def test_a_margin_out_of_reach_is_said(dataset, recipe, margin, said):
+    settings = recipe(stage2={"margin": margin})
+    found = [text for text in plan.warnings(plan.make(settings, dataset), settings, dataset) if "acts as AUC-S" in text]
+    assert bool(found) == said
