@@ -21,21 +21,22 @@ from damcli.dicom.display import colour, element, grey, number
 from damcli.errors import DataError
 
 # Transfer syntax → decoders: the first one that is installed and succeeds counts. All but simplejpeg are pydicom's
-# plugins. gdcm is no choice for JPEG Extended: it cannot do 12 bits.
+# plugins. gdcm stands only where nothing else in the base install will do: it cannot decode 12-bit JPEG Extended, it
+# is no faster with JPEG 2000, and many a damaged stream makes it end the whole process.
 DECODERS: dict[str, tuple[str, ...]] = {
     "1.2.840.10008.1.2": ("pydicom",),  # Implicit VR Little Endian
     "1.2.840.10008.1.2.1": ("pydicom",),  # Explicit VR Little Endian
     "1.2.840.10008.1.2.1.99": ("pydicom",),  # Deflated
     "1.2.840.10008.1.2.2": ("pydicom",),  # Explicit VR Big Endian
-    "1.2.840.10008.1.2.5": ("pylibjpeg", "pydicom"),  # RLE
+    "1.2.840.10008.1.2.5": ("pylibjpeg",),  # RLE
     "1.2.840.10008.1.2.4.50": ("simplejpeg", "pillow"),  # JPEG Baseline
     "1.2.840.10008.1.2.4.51": ("simplejpeg", "pylibjpeg"),  # JPEG Extended
     "1.2.840.10008.1.2.4.57": ("gdcm", "pylibjpeg"),  # JPEG Lossless
     "1.2.840.10008.1.2.4.70": ("gdcm", "pylibjpeg"),  # JPEG Lossless, selection value 1
-    "1.2.840.10008.1.2.4.80": ("pyjpegls", "gdcm"),  # JPEG-LS Lossless
-    "1.2.840.10008.1.2.4.81": ("pyjpegls", "gdcm"),  # JPEG-LS Near-Lossless
-    "1.2.840.10008.1.2.4.90": ("pylibjpeg", "gdcm"),  # JPEG 2000 Lossless
-    "1.2.840.10008.1.2.4.91": ("pylibjpeg", "gdcm"),  # JPEG 2000
+    "1.2.840.10008.1.2.4.80": ("pyjpegls",),  # JPEG-LS Lossless
+    "1.2.840.10008.1.2.4.81": ("pyjpegls",),  # JPEG-LS Near-Lossless
+    "1.2.840.10008.1.2.4.90": ("pylibjpeg",),  # JPEG 2000 Lossless
+    "1.2.840.10008.1.2.4.91": ("pylibjpeg",),  # JPEG 2000
     "1.2.840.10008.1.2.4.201": ("pylibjpeg",),  # High-Throughput JPEG 2000 Lossless
     "1.2.840.10008.1.2.4.202": ("pylibjpeg",),  # High-Throughput JPEG 2000 Lossless RPCL
     "1.2.840.10008.1.2.4.203": ("pylibjpeg",),  # High-Throughput JPEG 2000
@@ -137,7 +138,7 @@ def _installed(syntax: UID) -> list[str]:
 def _require_image(dataset: Dataset) -> None:
     if not any(keyword in dataset for keyword in PIXELS):
         meta = getattr(dataset, "file_meta", Dataset())
-        kind = UID(element(dataset, "SOPClassUID") or element(meta, "MediaStorageSOPClassUID") or "")
+        kind = UID(str(element(dataset, "SOPClassUID") or element(meta, "MediaStorageSOPClassUID") or ""))
         if "Rows" not in dataset and kind.name != kind and "Image" not in kind.name:
             raise NotAnImage(f"a DICOM file without an image ({kind.name})")
         raise DataError("the DICOM file has no pixel data: it is cut off, or only its header was stored")
@@ -156,7 +157,7 @@ def _require_image(dataset: Dataset) -> None:
 def _transfer_syntax(dataset: Dataset) -> UID:
     syntax = element(getattr(dataset, "file_meta", Dataset()), "TransferSyntaxUID")
     if syntax:
-        return UID(syntax)
+        return UID(str(syntax))
     implicit, little = dataset.original_encoding
     if getattr(dataset, "preamble", None) or implicit is None:
         raise DataError("the transfer syntax is missing: the file is broken, fetch it again")
@@ -168,8 +169,9 @@ def _decode(dataset: Dataset, frame: int) -> tuple[NDArray, str]:
     """Return the stored values (H, W) or (H, W, 3) and the photometric interpretation that they now have."""
     syntax = _transfer_syntax(dataset)
     if syntax not in DECODERS:
-        raise DataError(f"the transfer syntax {syntax.name} is not supported")
-    installed, failure = _installed(syntax), None
+        raise DataError(f"the transfer syntax is not supported ({syntax.name if syntax.name != syntax else 'unknown'})")
+    installed = _installed(syntax)
+    failure: BaseException | None = None
     for name in installed:
         try:
             if name == "simplejpeg":
@@ -177,7 +179,9 @@ def _decode(dataset: Dataset, frame: int) -> tuple[NDArray, str]:
             plugin = name if syntax.is_encapsulated else ""
             values, properties = get_decoder(syntax).as_array(dataset, index=frame, decoding_plugin=plugin)
             return values, str(properties["photometric_interpretation"])
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic in a decoder written in Rust is no Exception
             failure = error
     if syntax == JPEGExtended12Bit and "pylibjpeg" not in installed and number(dataset, "BitsStored") != 8:
         raise DataError("12-bit JPEG Extended needs the extra gpl-codecs", fix="pip install 'damcli[gpl-codecs]'")
