@@ -1,0 +1,353 @@
+"""Image files of every format, resizing against exact averages, and hostile files."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydantic import ValidationError
+
+from damcli.data.decoding import attempt
+from damcli.data.images import Contract, NotAnImage, read_scan, resize
+from damcli.dicom.greyscale import spread
+from damcli.errors import DataError
+
+RNG = np.random.default_rng(7)
+GREY = RNG.integers(0, 256, (40, 60), dtype=np.uint8)
+RGB = RNG.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+
+
+def grey(size: int, fit: str = "stretch") -> Contract:
+    return Contract(size=size, channels=1, fit=fit)
+
+
+def colour(size: int, fit: str = "stretch") -> Contract:
+    return Contract(size=size, channels=3, fit=fit)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Write an image with Pillow under a name that says nothing."""
+    numbers = itertools.count()
+
+    def save(image: np.ndarray | Image.Image, kind: str, **options) -> Path:
+        path = tmp_path / f"{next(numbers)}.dat"
+        (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, kind, **options)
+        return path
+
+    return save
+
+
+def luma(rgb: np.ndarray) -> np.ndarray:
+    return rgb @ np.array([0.299, 0.587, 0.114])
+
+
+def box(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The exact area average."""
+
+    def weights(large: int, small: int) -> np.ndarray:
+        edges = np.arange(small + 1) * large / small
+        left, right = np.arange(large), np.arange(large) + 1
+        overlap = np.minimum(right, edges[1:, None]) - np.maximum(left, edges[:-1, None])
+        return np.clip(overlap, 0, None) * small / large
+
+    return weights(image.shape[0], height) @ image.astype(float) @ weights(image.shape[1], width).T
+
+
+# --- what comes out -------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 6), st.integers(1, 9), st.sampled_from([np.uint8, np.uint16]))
+def test_shrinking_by_a_whole_factor_is_the_exact_average_rounded_once(factor, size, dtype):
+    image = np.random.default_rng(factor).integers(0, np.iinfo(dtype).max + 1, (size * factor,) * 2).astype(dtype)
+    exact = image.reshape(size, factor, size, factor).mean((1, 3)) * (255 / np.iinfo(dtype).max)
+    assert np.abs(resize(image, grey(size)) - exact).max() <= 0.5 + 0.5 / 257 + 1e-9
+
+
+@settings(max_examples=30)
+@given(st.integers(24, 90), st.integers(24, 90), st.integers(8, 24))
+def test_shrinking_by_any_factor_is_the_exact_average(height, width, size):
+    image = np.random.default_rng(height).integers(0, 256, (height, width), dtype=np.uint8)
+    assert np.abs(resize(image, grey(size)) - box(image, size, size)).max() <= 0.51
+
+
+def test_sixteen_bits_are_rounded_to_eight_only_after_resizing():
+    image = np.tile(np.array([[0, 128 + 257]], np.uint16), (4, 4))  # 0 and 1.498 of 255 average to 0.749
+    assert resize(image, grey(1)).tolist() == [[1]]
+
+
+def test_every_eight_bit_value_survives_sixteen_bits():
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    np.testing.assert_array_equal(resize(ramp.astype(np.uint16) * 257, grey(16)), ramp)
+
+
+def test_pad_keeps_the_aspect_and_fills_with_black():
+    wide = resize(np.full((30, 60), 255, np.uint8), grey(20, "pad"))
+    assert (wide == 255).sum() == 20 * 10
+    assert wide[5:15].all()
+    assert not np.delete(wide, np.s_[5:15], axis=0).any()
+    np.testing.assert_array_equal(wide.T, resize(np.full((60, 30), 255, np.uint8), grey(20, "pad")))
+
+
+def test_crop_keeps_the_middle_square():
+    np.testing.assert_array_equal(resize(GREY, grey(40, "crop")), GREY[:, 10:50])
+    np.testing.assert_array_equal(resize(GREY, grey(20, "crop")), resize(GREY[:, 10:50], grey(20)))
+
+
+def test_enlarging_invents_no_values_beyond_the_given_ones():
+    large = resize(np.array([[10, 200]], np.uint8), grey(64))
+    assert (large.min(), large.max()) == (10, 200)
+    assert (np.diff(large[0].astype(int)) >= 0).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (3, 20000)])
+@pytest.mark.parametrize("fit", ["pad", "stretch", "crop"])
+def test_extreme_shapes(shape, fit):
+    assert resize(np.full(shape, 9, np.uint8), grey(32, fit)).shape == (32, 32)
+
+
+def test_grey_becomes_three_equal_channels_and_colour_becomes_luma():
+    three = resize(GREY[:, :40], colour(40))
+    assert three.shape == (40, 40, 3)
+    np.testing.assert_array_equal(three, np.stack([GREY[:, :40]] * 3, -1))
+    assert np.abs(resize(RGB[:, :40], grey(40)) - luma(RGB[:, :40])).max() <= 1
+
+
+def test_a_contract_refuses_what_it_does_not_know():
+    assert Contract.model_validate_json(Contract(size=64, channels=3).model_dump_json()) == Contract(
+        size=64, channels=3
+    )
+    for wrong in ({"size": 0}, {"size": 9000}, {"channels": 2}, {"fit": "squash"}, {"version": 2}, {"colour": True}):
+        with pytest.raises(ValidationError):
+            Contract(**({"size": 64, "channels": 1} | wrong))
+
+
+# --- what goes in ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM", "BMP", "GIF", "JPEG2000"])
+def test_lossless_grey_formats(saved, kind):
+    options = {"no_jp2": False} if kind == "JPEG2000" else {}
+    np.testing.assert_array_equal(read_scan(saved(GREY[:, :40], kind, **options), grey(40)), GREY[:, :40])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("PNG", {}), ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {"lossless": True}), ("PPM", {}), ("BMP", {})],
+)
+def test_lossless_colour_formats(saved, kind, options):
+    np.testing.assert_array_equal(read_scan(saved(RGB[:, :40], kind, **options), colour(40)), RGB[:, :40])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM", "JPEG2000"])
+def test_sixteen_bit_pictures_with_twelve_used_are_not_black(saved, kind):
+    image = (np.arange(1600, dtype=np.uint16) * 2 + 100).reshape(40, 40)
+    expected = resize(spread(image), grey(40))
+    assert (expected.min(), expected.max()) == (0, 255)
+    assert np.abs(read_scan(saved(image, kind), grey(40)).astype(int) - expected).max() <= 1
+
+
+def test_a_float_picture(saved):
+    image = np.linspace(-3, 5, 1600, dtype=np.float32).reshape(40, 40)
+    np.testing.assert_array_equal(read_scan(saved(image, "TIFF"), grey(40)), resize(spread(image), grey(40)))
+
+
+def test_a_tiff_whose_white_is_zero_is_turned_over(saved):
+    deep = (np.arange(1600, dtype=np.uint16) * 40).reshape(40, 40)
+    for image in (GREY[:, :40], deep):
+        path = saved(image, "TIFF")
+        usual = read_scan(path, grey(40))
+        photometric = struct.pack("<HHIHH", 262, 3, 1, 1, 0)
+        assert photometric in path.read_bytes()
+        path.write_bytes(path.read_bytes().replace(photometric, struct.pack("<HHIHH", 262, 3, 1, 0, 0)))
+        assert np.abs(255 - usual.astype(int) - read_scan(path, grey(40))).max() <= 1
+
+
+def test_a_bilevel_picture(saved):
+    mask = GREY[:, :40] > 127
+    np.testing.assert_array_equal(read_scan(saved(Image.fromarray(mask), "PNG"), grey(40)), mask * np.uint8(255))
+
+
+def test_a_palette_is_applied(saved):
+    picture = Image.fromarray(RGB[:, :40]).quantize(16)
+    np.testing.assert_array_equal(read_scan(saved(picture, "PNG"), colour(40)), np.asarray(picture.convert("RGB")))
+
+
+def test_what_is_transparent_shows_black(saved):
+    alpha = np.full((40, 40, 1), 255, np.uint8)
+    opaque = np.concatenate([RGB[:, :40], alpha], -1)
+    np.testing.assert_array_equal(read_scan(saved(opaque, "PNG"), colour(40)), RGB[:, :40])
+    opaque[:20, :, 3] = 0
+    half = read_scan(saved(opaque, "PNG"), colour(40))
+    assert not half[:20].any()
+    np.testing.assert_array_equal(half[20:], RGB[20:, :40])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_exif_orientation_is_applied(saved, orientation, kind):
+    bright_corner = np.zeros((32, 64), np.uint8)
+    bright_corner[:8, :8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    seen = read_scan(saved(bright_corner, kind, exif=exif), grey(32))
+    corner = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}
+    assert seen[corner[orientation]] > 200
+    assert sum(seen[row, column] > 200 for row in (0, -1) for column in (0, -1)) == 1
+
+
+def test_jpeg_in_grey_colour_and_cmyk(saved):
+    smooth = np.stack(np.broadcast_arrays(*np.ogrid[0:200:40j, 20:255:40j], 90), -1).astype(np.uint8)
+    for mode in ("RGB", "CMYK"):
+        path = saved(Image.fromarray(smooth).convert(mode), "JPEG", quality=98)
+        assert np.abs(read_scan(path, colour(40)).astype(int) - smooth).mean() < 3
+        assert np.abs(read_scan(path, grey(40)) - luma(smooth)).mean() < 3
+    path = saved(smooth[..., 0].copy(), "JPEG", quality=98)
+    assert np.abs(read_scan(path, colour(40)).astype(int) - smooth[..., :1]).mean() < 2
+
+
+def test_a_large_jpeg_scaled_while_decoding_stays_an_area_average(saved, test_data):
+    source = next((test_data / "nih_cxr_512" / "fullres_1024").glob("*.png"))
+    image = np.asarray(Image.open(source).convert("L").resize((2048, 2048), Image.Resampling.BICUBIC))
+    path = saved(image, "JPEG", quality=95)
+    decoded = np.asarray(Image.open(path))
+    for size in (96, 224, 320, 512):
+        difference = np.abs(read_scan(path, grey(size)).astype(int) - box(decoded, size, size))
+        assert difference.mean() < 0.5, size
+
+
+def test_a_jpeg_below_four_times_the_target_is_averaged_exactly(test_data):
+    path = next((test_data / "nih_cxr_512" / "valid").rglob("*.jpg"))
+    assert np.abs(read_scan(path, grey(224)) - box(np.asarray(Image.open(path)), 224, 224)).max() <= 1
+
+
+def test_dicom_by_its_content_under_any_name(test_data):
+    image = read_scan(test_data / "dicom" / "leg_RG3_JLSL", Contract(size=64, channels=1))
+    assert image.shape == (64, 64)
+    assert image.std() > 20
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"Path,Sex,Age\nscan.jpg,Male,60\n",
+        b"BMI,age\n21,60\n",
+        b"P1,P2\n3,4\n",
+        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500),
+        b"%PDF-1.7\n",
+        b"PK\x03\x04" + bytes(100),
+        b"\x1f\x8b\x08" + bytes(100),
+        b"{}",
+        bytes(2000),
+        bytes(range(256)) * 4,
+    ],
+)
+def test_what_is_no_image_by_its_content(tmp_path, content):
+    (tmp_path / "scan.dcm").write_bytes(content)
+    with pytest.raises(NotAnImage):
+        read_scan(tmp_path / "scan.dcm", grey(8))
+
+
+def test_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path, tmp_path / "fifo", Path("/dev/null")):
+        with pytest.raises(NotAnImage, match="not a regular file"):
+            read_scan(path, grey(8))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in (tmp_path / "nowhere.png", tmp_path / "loop", tmp_path / ("x" * 300)):
+        with pytest.raises(DataError, match="cannot be read") as caught:
+            read_scan(path, grey(8))
+        assert not isinstance(caught.value, NotAnImage)
+        assert str(tmp_path) not in str(caught.value)
+
+
+def test_an_empty_file_is_a_broken_one(tmp_path):
+    (tmp_path / "scan.png").touch()
+    with pytest.raises(DataError, match="empty") as caught:
+        read_scan(tmp_path / "scan.png", grey(8))
+    assert not isinstance(caught.value, NotAnImage)
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path):
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    for side in (12_000, 60_000):
+        header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+        body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
+        (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+        with pytest.raises(DataError, match="134,217,728"):
+            read_scan(tmp_path / "bomb.png", grey(8))
+
+
+def test_an_animation_or_a_stack_is_refused(saved):
+    frames = [Image.fromarray(GREY + n) for n in range(3)]
+    for kind in ("GIF", "TIFF", "WEBP"):
+        with pytest.raises(DataError, match="holds 3 images"):
+            read_scan(saved(frames[0], kind, save_all=True, append_images=frames[1:]), grey(8))
+
+
+@pytest.mark.parametrize(
+    ("kind", "image"),
+    [
+        ("JPEG", GREY),
+        ("JPEG", RGB),
+        ("PNG", GREY),
+        ("TIFF", GREY),
+        ("PPM", RGB),
+        ("BMP", GREY),
+        ("WEBP", RGB),
+        ("JPEG2000", GREY),
+    ],
+)
+def test_a_picture_cut_off_anywhere_is_never_shown_in_part(saved, tmp_path, kind, image):
+    path = saved(image, kind, **({"progressive": True} if kind == "JPEG" and image is RGB else {}))
+    content, whole = path.read_bytes(), read_scan(path, grey(16))
+    for length in {random.Random(n).randrange(40, len(content)) for n in range(40)} | {len(content) - 1}:
+        path.write_bytes(content[:length])
+        pixels, status, _ = attempt(path, grey(16))
+        if status == "ok":
+            # Only what stands behind the pixels may be missing.
+            assert len(content) - length < 20
+            np.testing.assert_array_equal(pixels, whole)
+        else:
+            assert status == "failed"
+
+
+def test_lossless_jpeg_outside_dicom_is_refused_not_smeared(test_data):
+    for path in sorted((test_data / "ddsm_ljpeg_synthetic").rglob("*.LJPEG"))[:2]:
+        with pytest.raises(DataError, match="precision 16"):
+            read_scan(path, grey(32))
+
+
+def test_damaged_pictures_give_pixels_or_a_clear_error(saved):
+    path = saved(RGB, "PNG")
+    content = path.read_bytes()
+    rng = random.Random(3)
+    for _ in range(100):
+        damaged = bytearray(content)
+        damaged[rng.randrange(8, len(damaged))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        pixels, status, reason = attempt(path, grey(16))
+        assert (status == "ok") == (pixels is not None) == (not reason)
+        assert "\n" not in reason
+        assert "failed (" not in reason
+
+
+def test_large_files_are_not_read_at_all(tmp_path):
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(2**31 + 1)
+    with pytest.raises(DataError, match="larger than 2 GiB"):
+        read_scan(tmp_path / "huge", grey(8))
