@@ -87,9 +87,7 @@ def _output(output: Path | None, runs: Sequence[Path], infos: Sequence[RunInfo])
 
 
 def command(
-    runs: Annotated[
-        list[Path] | None, typer.Argument(help="[default: the newest in runs/]", metavar="[RUN]...")
-    ] = None,
+    runs: Annotated[list[Path] | None, typer.Argument(help="[default: the newest in runs/]", metavar="RUN")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="[default: models/<run>.onnx]")] = None,
     dataset: Annotated[
         Path | None, typer.Option(help="Scans to compare with PyTorch on. [default: the run's dataset]")

@@ -87,7 +87,7 @@ def _output(output: Path | None, form: str | None) -> tuple[Path | None, str]:
 
 
 def command(
-    scans: Annotated[list[Path], typer.Argument(help="Folders (with all below them) or files.", metavar="SCANS...")],
+    scans: Annotated[list[Path], typer.Argument(help="Folders (with all below them) or files.", metavar="SCANS")],
     model: Annotated[
         Path | None, typer.Option("--model", help="NAME.onnx [default: $DAMCLI_MODEL, or the newest in models/]")
     ] = None,

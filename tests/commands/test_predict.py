@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -209,6 +210,49 @@ def test_a_broken_link_a_pipe_and_a_name_that_is_no_utf8_are_rows_too(scans, mod
     assert rows["broken.dcm"] == "failed"
     assert rows["pipe"] != "ok"
     assert rows["\\udcff.png"] == "ok"
+
+
+@pytest.fixture
+def many(scans, tmp_path):
+    """A folder of 2,000 scans, which are one."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(2000):
+        (folder / f"{number:04}.png").symlink_to(scans / "a" / "x.png")
+    return folder
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_leaves_the_old_table_and_nothing_else(many, model_file, tmp_path, sent, code):
+    out = tmp_path / "out" / "s.csv"
+    out.parent.mkdir()
+    out.write_text("before")
+    command = [sys.executable, "-m", "damcli", "predict", many, "--model", model_file, "-o", out]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("predict: "):
+                break
+        process.send_signal(sent)
+        said = process.stderr.read()
+        assert process.wait(timeout=60) == code
+    assert "Traceback" not in said
+    assert [entry.name for entry in out.parent.iterdir()] == ["s.csv"]
+    assert out.read_text() == "before"
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_full_disk_is_said(many, model_file, tmp_path, form):
+    """A limit on the size of files stands in for the disk."""
+    program = (
+        "import resource, sys; from damcli.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, -1)); main(sys.argv[1:])"
+    )
+    out = tmp_path / "out" / f"s.{form}"
+    arguments = ["predict", many, "--model", model_file, "-o", out, "-q", "--workers", "1"]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 5
+    assert "no space is left on the disk" in done.stderr
+    assert list(out.parent.iterdir()) == []
 
 
 def test_the_real_radiographs(test_data, model_file, tmp_path):
