@@ -1,0 +1,243 @@
+"""Worker processes: order, bad scans, crashes, hangs, kills, clean streams, no orphans."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from damcli.data.images import Contract
+from damcli.data.workers import Decoded, decode
+from damcli.errors import MachineError
+
+CONTRACT = Contract(size=24, channels=1)
+
+
+@pytest.fixture
+def scans(tmp_path) -> list[Path]:
+    """Twenty pictures with a table, a broken picture and a name that is nowhere among them."""
+    paths = []
+    for number in range(20):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(np.full((30, 30), number * 10, np.uint8)).save(path)
+        paths.append(path)
+    paths[3].write_text("Path,Sex\n")
+    paths[8].write_bytes(paths[8].read_bytes()[:50])
+    paths[15] = tmp_path / "nowhere.png"
+    return paths
+
+
+def same(one: list[Decoded], other: list[Decoded]) -> bool:
+    return len(one) == len(other) and all(
+        a[0] == b[0] and a[2:] == b[2:] and np.array_equal(a[1], b[1]) for a, b in zip(one, other, strict=True)
+    )
+
+
+def pid_of(results: Iterator[Decoded], number: int = 0) -> int | None:
+    """The process of a running `decode`."""
+    pool = results.gi_frame and results.gi_frame.f_locals.get("pool")
+    process = pool and pool.feeders[number].process
+    return process and process.pid
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "this did not happen in time"
+        time.sleep(0.005)
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def in_background(results: Iterator[Decoded]) -> Callable[[], list[Decoded]]:
+    """Take all results in a thread; calling what is returned waits for them."""
+    found: list[Decoded] = []
+    thread = threading.Thread(target=lambda: found.extend(results))
+    thread.start()
+
+    def wait() -> list[Decoded]:
+        thread.join()
+        return found
+
+    return wait
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_results_are_those_of_this_process_in_order(scans, workers):
+    expected = list(decode(scans, CONTRACT, workers=0))
+    assert [d.status for d in expected].count("ok") == 17
+    assert [expected[n].status for n in (3, 8, 15)] == ["skipped", "failed", "failed"]
+    assert all(bool(d.reason) == (d.pixels is None) for d in expected)
+    assert same(list(decode(iter(scans), CONTRACT, workers)), expected)
+
+
+def test_colour_and_large_contracts_pass_the_pipe_whole(scans):
+    contract = Contract(size=900, channels=3, fit="stretch")
+    assert same(list(decode(scans, contract, workers=2)), list(decode(scans, contract, workers=0)))
+
+
+def test_no_scans_start_no_process():
+    assert list(decode([], CONTRACT, workers=3)) == []
+
+
+def test_what_is_in_flight_is_bounded(scans):
+    taken = count()
+    paths = (scans[0] for _ in range(100_000) if next(taken) >= 0)
+    results = decode(paths, CONTRACT, workers=2)
+    for _ in range(300):
+        next(results)
+    assert next(taken) <= 300 + 2 * 64
+    results.close()
+
+
+def test_a_worker_killed_from_outside_costs_nothing(scans):
+    results = decode(scans * 20, CONTRACT, workers=2)
+    seen = [next(results) for _ in range(20)]
+    for number in (0, 1):
+        os.kill(pid_of(results, number), signal.SIGKILL)
+    assert same(seen + list(results), list(decode(scans * 20, CONTRACT, workers=0)))
+
+
+def test_a_decoder_that_crashes_costs_its_scan(scans):
+    results = decode(scans, CONTRACT, workers=1)
+    killed: set[int] = set()
+
+    def killed_twice() -> bool:
+        pid = pid_of(results)
+        if pid and pid not in killed:
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+        return len(killed) == 2
+
+    # The process of the first scan dies twice, each time before it can have answered.
+    taken = in_background(results)
+    wait_until(killed_twice)
+    decoded = taken()
+    assert decoded[0] == Decoded(0, None, "failed", "the decoder crashed (SIGKILL)")
+    assert same(decoded[1:], list(decode(scans, CONTRACT, workers=0))[1:])
+
+
+def test_a_decoder_that_hangs_costs_its_scan(scans):
+    paths = scans * 10
+    results = decode(paths, CONTRACT, workers=1, seconds=2)
+    seen = [next(results)]
+    stopped = pid_of(results)
+    os.kill(stopped, signal.SIGSTOP)
+    seen += list(results)
+    assert not running(stopped)
+    late = [d for d in seen if d.reason == "the decoder took longer than 2 s"]
+    assert len(late) == 1
+    expected = list(decode(paths, CONTRACT, workers=0))
+    expected[late[0].index] = late[0]
+    assert same(seen, expected)
+
+
+def test_closing_early_ends_the_workers(scans):
+    results = decode(scans * 50, CONTRACT, workers=2)
+    next(results)
+    pids = [pid_of(results, number) for number in (0, 1)]
+    results.close()
+    assert not any(running(pid) for pid in pids if pid)
+
+
+def test_an_error_in_the_paths_ends_the_workers(scans):
+    def paths() -> Iterator[Path]:
+        yield from scans * 20
+        raise RuntimeError("the source failed")
+
+    with pytest.raises(RuntimeError, match="the source failed"):
+        list(decode(paths(), CONTRACT, workers=2))
+
+
+def test_workers_that_cannot_start(scans, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(MachineError, match="cannot start"):
+        list(decode(scans, CONTRACT, workers=1))
+
+
+def test_names_that_are_no_unicode(tmp_path, scans):
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/sc\xffan \n.png"))
+    odd.write_bytes(scans[1].read_bytes())
+    assert [d.status for d in decode([odd], CONTRACT, workers=1)] == ["ok"]
+
+
+def test_a_worker_cannot_take_all_memory():
+    program = "from damcli.data.decoding import _limit_memory; _limit_memory(); bytearray(2**34)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.rstrip().endswith("MemoryError")
+
+
+def script(tmp_path: Path, scans: list[Path], then: str) -> subprocess.Popen[str]:
+    """A program without a `__main__` guard that decodes for ever, prints its workers' ids, and does `then`."""
+    program = f"""
+import itertools, os, signal, sys, time
+from pathlib import Path
+from damcli.data.images import Contract
+from damcli.data.workers import decode
+results = decode(itertools.repeat(Path({str(scans[0])!r})), Contract(size=24, channels=1), workers=2)
+for _ in range(500):
+    next(results)
+print(*[f.process.pid for f in results.gi_frame.f_locals["pool"].feeders], flush=True)
+{then}
+"""
+    (tmp_path / "program.py").write_text(program)
+    return subprocess.Popen(
+        [sys.executable, tmp_path / "program.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("killer", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_worker_outlives_the_program(tmp_path, scans, killer):
+    program = script(tmp_path, scans, "for _ in results: pass")
+    pids = [int(pid) for pid in program.stdout.readline().split()]
+    assert len(pids) == 2
+    assert all(running(pid) for pid in pids)
+    os.killpg(program.pid, killer)  # the whole group, as a terminal does on Ctrl-C
+    _, errors = program.communicate(timeout=30)
+    wait_until(lambda: not any(running(pid) for pid in pids))
+    assert program.returncode == -killer
+    assert errors.count("Traceback") == (killer == signal.SIGINT)
+
+
+def test_decoders_write_on_no_stream(tmp_path):
+    from pydicom.data import get_testdata_file
+
+    noisy = [
+        get_testdata_file(n) for n in ("JPEG2000-embedded-sequence-delimiter.dcm", "badVR.dcm", "MR_truncated.dcm")
+    ]
+    program = f"""
+from pathlib import Path
+from damcli.data.images import Contract
+from damcli.data.workers import decode
+paths = map(Path, {noisy!r})
+assert [d.status for d in decode(paths, Contract(size=24, channels=1), workers=1)] == ["failed"] * 3
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_worker_imports_neither_torch_nor_the_command_line():
+    program = (
+        "import sys, damcli.data.decoding; print({'torch', 'typer', 'rich', 'polars', 'pydicom'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "set()\n"
