@@ -71,7 +71,8 @@ def read_scan(path: Path, contract: Contract) -> NDArray[np.uint8]:
     """
     data = _content(path)
     head = data[:132]
-    kind = _KIND.match(head)
+    # DICOM comes first: in front of its prefix lie 128 bytes that may be the header of a TIFF (PS3.10, 7.1).
+    kind = None if head[128:] == b"DICM" else _KIND.match(head)
     if kind and kind.lastgroup == "JPEG":
         return resize(_jpeg(data, contract), contract)
     if kind and kind.lastgroup:

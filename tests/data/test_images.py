@@ -236,6 +236,16 @@ def test_dicom_by_its_content_under_any_name(test_data):
     assert image.std() > 20
 
 
+def test_a_dicom_file_whose_preamble_is_a_tiff_header(tmp_path, test_data):
+    content = (test_data / "dicom" / "dog_thorax_DX_MONOCHROME1.dcm").read_bytes()
+    images = []
+    for preamble in (bytes(128), b"II*\0".ljust(128, b"\0"), b"\xff\xd8\xff".ljust(128, b"\0")):
+        (tmp_path / "scan").write_bytes(preamble + content[128:])
+        images.append(read_scan(tmp_path / "scan", grey(32)))
+    np.testing.assert_array_equal(images[0], images[1])
+    np.testing.assert_array_equal(images[0], images[2])
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 

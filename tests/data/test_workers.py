@@ -241,3 +241,13 @@ def test_a_worker_imports_neither_torch_nor_the_command_line():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_a_folder_of_real_dicom_files(test_data):
+    paths = sorted((test_data / "dicom").iterdir())
+    decoded = {paths[d.index].name: d for d in decode(paths, Contract(size=64, channels=1), workers=2)}
+    assert {name for name, d in decoded.items() if d.status == "skipped"} == {"SOURCE.txt", "manifest.csv"}
+    assert "leg_RG3_JPLY" in {name for name, d in decoded.items() if d.status == "failed"}
+    assert {name for name, d in decoded.items() if d.status == "failed"} <= {"leg_RG3_JPLY", "hip_RG2_JPLY_fixed.dcm"}
+    for d in decoded.values():
+        assert (d.pixels is None) == (d.status != "ok") == bool(d.reason)
