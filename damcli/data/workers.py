@@ -35,6 +35,7 @@ from damcli.errors import MachineError
 AHEAD, MOST_AHEAD = 0.05, 32
 # Scans in flight per worker, and the bytes they may take over all.
 IN_FLIGHT, IN_FLIGHT_BYTES = 64, 2**28
+_NO_START = "the processes that decode scans cannot start"
 _START = """
 import sys, json
 sys.path[:] = json.loads(sys.argv[1])
@@ -219,7 +220,7 @@ class _Feeder(threading.Thread):
             self.sent -= 1
             self.begun = time.monotonic() if self.sent else math.inf
             yield result
-        self.pace = (time.monotonic() - start) / expected
+        self.pace = max(1e-6, (time.monotonic() - start) / expected)
 
     def _answer(self, pipe: IO[bytes]) -> Result:
         status, length = REPLY.unpack(_fill(bytearray(REPLY.size), pipe))
@@ -233,19 +234,22 @@ class _Feeder(threading.Thread):
         with self.lock:
             if self.closing:
                 raise EOFError
-            self.process = process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _START, json.dumps(sys.path), self.contract.model_dump_json()],
-                bufsize=PIPE_BYTES,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-                process_group=0,  # Ctrl-C reaches this process only, which then ends its workers
-            )
+            try:
+                self.process = process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", _START, json.dumps(sys.path), self.contract.model_dump_json()],
+                    bufsize=PIPE_BYTES,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                    process_group=0,  # Ctrl-C reaches this process only, which then ends its workers
+                )
+            except OSError as error:
+                raise MachineError(f"{_NO_START}: {error.strerror}") from error
         assert process.stdout is not None
         self.room = max(1, _widened(process.stdout) // (math.prod(self.shape) + REPLY.size))
         if process.stdout.read(1) != READY:
             if process.wait() > 0:
-                raise MachineError("the processes that decode scans cannot start")
+                raise MachineError(f"{_NO_START}: the reason is above")
             raise EOFError
         return process
 

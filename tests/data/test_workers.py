@@ -164,8 +164,9 @@ def test_an_error_in_the_paths_ends_the_workers(scans):
         list(decode(paths(), CONTRACT, workers=2))
 
 
-def test_workers_that_cannot_start(scans, monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/bin/false")
+@pytest.mark.parametrize("python", ["/bin/false", "/nowhere/python"])
+def test_workers_that_cannot_start(scans, monkeypatch, python):
+    monkeypatch.setattr(sys, "executable", python)
     with pytest.raises(MachineError, match="cannot start"):
         list(decode(scans, CONTRACT, workers=1))
 
