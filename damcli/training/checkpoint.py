@@ -19,7 +19,7 @@ from damcli.training.folder import RunInfo, read_run
 if TYPE_CHECKING:
     from damcli.deepauc.network import Classifier
 
-__all__ = ["Progress", "load_network", "load_state", "load_weights", "read_progress", "read_run", "save"]
+__all__ = ["Progress", "load_network", "load_state", "load_weights", "read_progress", "read_run", "restore", "save"]
 
 SCHEMA_VERSION = 1
 MODEL, TRAINING, STATE = "model.safetensors", "training.safetensors", "state.json"
@@ -46,7 +46,7 @@ class Progress(Strict):
     metrics_bytes: int = 0
 
     def __str__(self) -> str:
-        return f"stage {self.stage}, epoch {self.epoch + 1}, step {self.step}"
+        return f"stage {self.stage} after {self.epoch} epochs and {self.step} steps"
 
 
 class _State(Strict):
@@ -116,8 +116,20 @@ def load_network(run: Path, which: Which = "best") -> tuple[Classifier, RunInfo]
 
     info = read_run(run)
     network = Classifier(info.recipe.backbone, len(info.findings))
-    network.load_state_dict(load_weights(run, which))
+    restore(network, run, which)
     return network.eval(), info
+
+
+def restore(network: Classifier, run: Path, which: Which) -> None:
+    """Load a checkpoint's weights into `network`. Raises `DataError` as `load_weights`, and where they do not fit."""
+    try:
+        network.load_state_dict(load_weights(run, which))
+    except RuntimeError as error:
+        raise DataError(
+            f"the {which} checkpoint is not one of {network.backbone_name} with {network.num_findings} findings",
+            where=run,
+            fix="was config.toml or run.json changed? " + MEND,
+        ) from error
 
 
 def weights_sha256(run: Path, which: Which = "best") -> str:

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +44,7 @@ class Facts(Strict):
     findings: tuple[str, ...]
     contract: Contract
     selection: tuple[str, ...] = ("tune",)
+    config_sha256: str
     weights_sha256: str | None = Field(default=None, description="of the file the training started from")
 
 
@@ -73,21 +76,30 @@ class RunInfo:
         """The loss of the last stage: what the run is known by."""
         return self.recipe.stages()[-1][1].loss
 
-    def refuse_other(self, dataset: Dataset) -> None:
-        """Raise `DataError` where `dataset` is not the one that the run was trained on."""
+    def check_resumable(self, dataset: Dataset) -> None:
+        """Raise `DataError` where `dataset` or the settings are not those that the run began with."""
         if self.facts.fingerprint != dataset.info.fingerprint:
             raise DataError(
                 "this is not the dataset that the run was trained on: its fingerprint differs",
                 where=dataset.path,
                 fix="name the right one (damcli train DATASET --resume RUN), or train anew",
             )
+        if self.facts.config_sha256 != files.sha256(self.path / CONFIG):
+            raise DataError(
+                "the settings were changed after the run began",
+                where=self.path / CONFIG,
+                fix=f"train anew with them: damcli train --config {self.path / CONFIG}",
+            )
 
     @property
     def tune_ids(self) -> list[str]:
-        """The ids of the scans kept out of training to choose the best epoch by."""
+        """The ids of the scans kept out of training to choose the best epoch by. Raises `DataError` if damaged."""
         import polars as pl
 
-        return pl.read_parquet(self.path / TUNE)["path"].to_list()
+        try:
+            return pl.read_parquet(self.path / TUNE)["path"].to_list()
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise DataError("the run's tune.parquet is missing or damaged", where=self.path / TUNE) from error
 
 
 def refuse_used(run: Path) -> None:
@@ -117,22 +129,32 @@ def create(
     timings: Mapping[str, float],
 ) -> None:
     """Write what a run starts with."""
-    import polars as pl
-
     weights = files.sha256(Path(recipe.weights)) if recipe.weights else None
+    settings = toml(recipe, origins)
     facts = Facts(
         recipe_name=recipe_name,
         dataset=_relative(dataset.path, run),
         fingerprint=dataset.info.fingerprint,
         findings=tuple(dataset.info.findings),
         contract=dataset.info.contract,
+        config_sha256=hashlib.sha256(settings.encode()).hexdigest(),
         weights_sha256=weights,
     )
     files.write_json(run / FACTS, facts.model_dump(mode="json"))
     files.write_json(run / ENVIRONMENT, tracking.environment(device, timings))
-    with files.replacing(run / TUNE) as draft:
-        pl.DataFrame({"path": dataset.ids(tune)}).write_parquet(draft)
-    files.write_text(run / CONFIG, toml(recipe, origins))
+    write_table(run / TUNE, {"path": dataset.ids(tune)})
+    files.write_text(run / CONFIG, settings)
+
+
+def write_table(path: Path, columns: Mapping[str, Any]) -> None:
+    """Write columns as a Parquet file, whole or not at all."""
+    import polars as pl
+
+    # In memory first: then it is the operating system, not polars, that says when the disk is full.
+    buffer = io.BytesIO()
+    pl.DataFrame(columns).write_parquet(buffer)
+    with files.replacing(path) as draft:
+        draft.write_bytes(buffer.getvalue())
 
 
 def read_run(run: Path) -> RunInfo:

@@ -43,7 +43,7 @@ def train(
     tune_ids = None
     if resume:
         info = folder.read_run(run)
-        info.refuse_other(dataset)
+        info.check_resumable(dataset)
         recipe, tune_ids = info.recipe, info.tune_ids
     else:
         folder.refuse_used(run)
@@ -69,7 +69,7 @@ def train(
         progress = Progress()
         if begun:
             progress = checkpoint.read_progress(run) or progress
-            network.load_state_dict(checkpoint.load_weights(run, "last"))
+            checkpoint.restore(network, run, "last")
         if not resume:
             folder.refuse_used(run)
             folder.create(run, recipe, origins or {}, recipe_name, dataset, planned.tune, fabric.device, timings)

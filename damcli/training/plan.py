@@ -80,23 +80,38 @@ def make(recipe: Recipe, dataset: Dataset, tune_ids: list[str] | None = None) ->
 
 def _stage(number: int, stage: Stage, recipe: Recipe, targets: npt.NDArray[np.float32], dataset: Dataset) -> StagePlan:
     seed = seeds.key(recipe.seed, "sampler", number)
+    form = f"stage{number}.form"
+    with_prior = stage.loss in ("aucm", "aucs") and stage.form == "prior"
     if stage.sampler == "uniform":
-        p = np.nanmean(np.where(np.isnan(targets).all(axis=0), 0, targets), axis=0).tolist()
-        uniform = UniformSampler(len(targets), recipe.batch_size, seed)
-        return StagePlan(number, stage, uniform, p if stage.form == "prior" else None)
+        sampler = UniformSampler(len(targets), recipe.batch_size, seed)
+        return StagePlan(number, stage, sampler, _prior(targets, dataset, form) if with_prior else None)
+    if with_prior and targets.shape[1] > 1:
+        raise UsageError(
+            "balanced sampling of several findings leaves the prior of each undefined",
+            where=form,
+            fix=f"--set {form}=conditional",
+        )
     try:
         balanced = BalancedSampler(targets, recipe.batch_size, stage.positives, seed)
     except ValueError as error:
         raise DataError(
             "no finding has both positives and negatives to train on", where=dataset.path, fix="prepare more scans"
         ) from error
-    if stage.form == "prior" and targets.shape[1] > 1:
-        raise UsageError(
-            "balanced sampling of several findings leaves the prior of each undefined",
-            where=f"stage{number}.form",
-            fix=f"--set stage{number}.form=conditional",
-        )
-    return StagePlan(number, stage, balanced, [balanced.prior] if stage.form == "prior" else None)
+    return StagePlan(number, stage, balanced, [balanced.prior] if with_prior else None)
+
+
+def _prior(targets: npt.NDArray[np.float32], dataset: Dataset, form: str) -> list[float]:
+    """Return the mean target of each finding. Raises `DataError` where one is not inside (0, 1)."""
+    known = ~np.isnan(targets)
+    means = np.where(known, targets, 0).sum(axis=0, dtype=np.float64) / np.maximum(known.sum(axis=0), 1)
+    for finding, mean in zip(dataset.info.findings, means, strict=True):
+        if not 0 < mean < 1:
+            raise DataError(
+                f"{finding} has one class only to train on, and the prior form needs both",
+                where=dataset.path,
+                fix=f"--set {form}=conditional, or leave it out with prepare --findings",
+            )
+    return means.tolist()
 
 
 def warnings(plan: Plan, recipe: Recipe, dataset: Dataset) -> Iterator[str]:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import torch
 
 from damcli import files
@@ -27,7 +26,7 @@ from damcli.deepauc.network import Classifier
 from damcli.errors import DataError
 from damcli.metrics import auroc
 from damcli.recipes import Recipe, Stage
-from damcli.training import checkpoint, launch, scoring, seeds
+from damcli.training import checkpoint, folder, launch, scoring, seeds
 from damcli.training.checkpoint import Best, Progress
 from damcli.training.events import EpochDone, Event, Finished, Scored, StageStarted, Step
 from damcli.training.interruption import Interruption
@@ -84,7 +83,7 @@ class Trainer:
     def epoch(self, planned: StagePlan) -> Iterator[Event]:
         batches = planned.sampler.batches(self.progress.epoch)
         left = [self.plan.train[batch] for batch in batches[self.progress.step :]]
-        started, scans = time.monotonic(), 0
+        started, scans = time.perf_counter(), 0
         pin = self.fabric.device.type == "cuda"
         with closing(loader.batches(self.dataset, left, pin=pin)) as loaded:
             for batch in loaded:
@@ -95,10 +94,10 @@ class Trainer:
                     step=self.progress.step + 1, steps=self.progress.steps + 1, loss_sum=self.progress.loss_sum + loss
                 )
                 if self.progress.steps % STEPS_PER_RECORD == 0 or self.progress.step == len(batches):
-                    self.record(loss, scans / (time.monotonic() - started))
+                    self.record(loss, scans / (time.perf_counter() - started))
                 yield Step(planned.number, self.progress.epoch + 1, self.progress.step, loss)
                 self.save_if_due()
-        speed = scans / (time.monotonic() - started)
+        speed = scans / (time.perf_counter() - started)
 
         scores = yield from self.tune_scores(self.network, self.model)
         aurocs, mean = self.aurocs(scores)
@@ -178,8 +177,7 @@ class Trainer:
         scores = yield from self.tune_scores(network, launch.setup(self.fabric, network))
         table: dict[str, Any] = {"path": self.dataset.ids(self.plan.tune)}
         table |= {name: scores[:, k] for k, name in enumerate(info.findings)}
-        with files.replacing(self.run / "scores-tune.parquet") as draft:
-            pl.DataFrame(table).write_parquet(draft)
+        folder.write_table(self.run / "scores-tune.parquet", table)
         aurocs, mean = self.aurocs(scores)
         best = self.progress.best
         assert best is not None

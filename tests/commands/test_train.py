@@ -56,10 +56,12 @@ def run_here(capsys):
 
 def test_settings_come_in_layers_and_each_names_its_origin(tmp_path, monkeypatch):
     (tmp_path / "mine.toml").write_text("batch_size = 8\nseed = 1\nbackbone = 'a'\n[stage2]\nlr = 0.01\nmargin = 0.3\n")
+    (tmp_path / "own.toml").write_text("extends = 'demo'\n[stage1]\nlr = 0.004\n[stage2]\nlr = 0.2\n")
     monkeypatch.setenv("DAMCLI_SEED", "2")
     monkeypatch.setenv("DAMCLI_STAGE2__LR", "0.02")
-    found = values(train.resolve("demo", None, tmp_path / "mine.toml", ["stage2.lr=0.03"], backbone="b", seed=None))
-    assert found["stage1.lr"] == (1e-3, "recipe demo")
+    own = str(tmp_path / "own.toml")
+    found = values(train.resolve(own, None, tmp_path / "mine.toml", ["stage2.lr=0.03"], backbone="b", seed=None))
+    assert found["stage1.lr"] == (0.004, "recipe own")
     assert found["batch_size"] == (8, "mine.toml")
     assert found["stage2.margin"] == (0.3, "mine.toml")
     assert found["seed"] == (2, "environment")

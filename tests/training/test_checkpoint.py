@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from damcli import files
+from damcli.deepauc.network import Classifier
 from damcli.errors import DataError, MachineError
 from damcli.training import checkpoint
 from damcli.training.checkpoint import Best, Progress
@@ -49,6 +50,13 @@ def test_a_missing_file_is_named(tmp_path, name):
     with pytest.raises(DataError, match=f"{name} is missing"):
         checkpoint.load_weights(tmp_path, "last")
         checkpoint.load_state(tmp_path)
+
+
+def test_weights_of_another_network_do_not_fit(tmp_path):
+    checkpoint.save(tmp_path, "best", PROGRESS, Classifier("test_resnet", 2).state_dict(), {})
+    checkpoint.restore(Classifier("test_resnet", 2), tmp_path, "best")
+    with pytest.raises(DataError, match="not one of test_resnet with 3 findings"):
+        checkpoint.restore(Classifier("test_resnet", 3), tmp_path, "best")
 
 
 def test_another_version_is_refused(tmp_path, monkeypatch):

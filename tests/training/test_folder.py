@@ -68,6 +68,21 @@ def test_a_damaged_run_is_refused(run, change, message):
         folder.read_run(run)
 
 
+def test_a_run_whose_settings_were_changed_is_not_resumed(run, toy):
+    folder.read_run(run).check_resumable(Dataset.open(toy))
+    text = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(text.replace("lr = 0.1", "lr = 0.2"))
+    with pytest.raises(DataError, match="settings were changed"):
+        folder.read_run(run).check_resumable(Dataset.open(toy))
+
+
+def test_a_damaged_tune_part_is_refused(run):
+    data = bytearray((run / "tune.parquet").read_bytes())
+    (run / "tune.parquet").write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataError, match=r"tune\.parquet"):
+        folder.read_run(run).tune_ids  # noqa: B018
+
+
 def test_only_an_empty_folder_or_the_start_of_a_killed_run_is_taken(run, tmp_path):
     with pytest.raises(UsageError, match="holds a run"):
         folder.refuse_used(run)

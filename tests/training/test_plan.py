@@ -54,6 +54,12 @@ def test_balanced_sampling_of_several_findings_has_no_prior(dataset, recipe):
         plan.make(recipe(stage2={"form": "prior", "sampler": "balanced"}), dataset)
 
 
+def test_the_prior_of_one_class_is_refused(make_toy, recipe, tmp_path):
+    dataset = Dataset.open(make_toy(tmp_path / "dataset", scans=30, positives=0.0))
+    with pytest.raises(DataError, match="Edema has one class only"):
+        plan.make(recipe(stage2={"form": "prior", "sampler": "uniform"}), dataset)
+
+
 def test_nothing_to_balance_is_the_datasets_fault(make_toy, recipe, tmp_path):
     dataset = Dataset.open(make_toy(tmp_path / "dataset", scans=30, positives=0.0))
     with pytest.raises(DataError, match="both positives and negatives"):
