@@ -66,8 +66,8 @@ class Trainer:
                 continue
             begun = planned.number == self.progress.stage
             if not begun:
-                if self.progress.stage > 0:
-                    self.network.reset_classifier(seeds.key(self.recipe.seed, "classifier"))
+                # In the first stage too: some of timm's own last layers start so wide that early steps only shrink them.
+                self.network.reset_classifier(seeds.key(self.recipe.seed, "classifier", planned.number))
                 self.progress = Progress(stage=planned.number)
             self.loss = planned.loss(self.network.num_findings).to(self.fabric.device)
             self.optimizer = planned.optimizer(self.network, self.loss)
