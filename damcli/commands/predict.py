@@ -83,7 +83,13 @@ def _output(output: Path | None, form: str | None) -> tuple[Path | None, str]:
         raise UsageError(f"there is no format {form!r}", where="--export", fix=f"choose one of: {', '.join(FORMATS)}")
     if output == Path("-"):
         return None, form
-    return output or Path(f"scores.{form}"), form
+    target = output or Path(f"scores.{form}")
+    if target.is_dir():
+        raise UsageError("this is a folder", where=target, fix=f"name a file: -o {target / f'scores.{form}'}")
+    if target.exists() and target.suffix.removeprefix(".") not in FORMATS:
+        # It may be a scan: `-o scans/*.dcm` would put the table in the place of the first.
+        raise UsageError("this file is there already and is no table by its name", where=target, fix="name another")
+    return target, form
 
 
 def command(
@@ -178,6 +184,6 @@ def _found(scans: Sequence[Path], target: Path | None) -> Iterator[tuple[str, Pa
     """Find the scans, leaving out the table that is written, also under its temporary name."""
     own = None if target is None else target.resolve()
     for name, file in find_scans(scans):
-        beside = own is not None and file.name.startswith((own.name, f".{own.stem}.{os.getpid()}."))
-        if not (beside and own and file.resolve().parent == own.parent):
+        ours = own is not None and (file.name == own.name or file.name.startswith(f".{own.stem}.{os.getpid()}."))
+        if not (ours and own and file.resolve().parent == own.parent):
             yield name, file

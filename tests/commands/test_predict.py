@@ -152,6 +152,13 @@ def test_the_model_and_the_table_are_found_by_themselves(scans, model_file, tmp_
     assert paths == ["models/cxr.onnx", *(f"scans/{name}" for name in ORDER)], "its own table is no input"
 
 
+def test_scans_whose_names_begin_like_the_table_are_scored(scans, model_file):
+    (scans / "b" / "2").write_text("of another program")
+    run(scans / "b", "--model", model_file, "--workers", 0, "-o", scans / "b" / "1")
+    paths = [row["path"] for row in rows_of(scans / "b" / "1")]
+    assert paths == ["10.jpg", "2", "2.png", "deep/é.tif"]
+
+
 def test_dry_run_writes_nothing(scans, model_file, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     run("scans", "--model", model_file, "--dry-run")
@@ -171,6 +178,8 @@ def test_dry_run_writes_nothing(scans, model_file, tmp_path, monkeypatch, capfd)
         (["scans", "--device", "tpu"], 2, "no device 'tpu'"),
         (["scans", "--device", "cpu", "--require-gpu"], 2, "contradict"),
         (["scans", "-o", "-", "--json"], 2, "both want stdout"),
+        (["scans", "-o", "hollow"], 2, "-o hollow/scores.csv"),
+        (["scans", "-o", "scans/a/x.png"], 2, "there already and is no table by its name"),
         (["scans", "--workers", "-1"], 2, "--workers"),
         ([], 2, "SCANS"),
     ],
