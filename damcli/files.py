@@ -43,7 +43,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says of a full or read-only disk into a `MachineError`."""
+    """Turn what the operating system says of a full or read-only disk into a `MachineError`.
+
+    A file in the place of a folder, or a folder in that of a file, is a `UsageError`.
+    """
     try:
         yield
     except OSError as error:
@@ -53,6 +56,12 @@ def disk_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise MachineError("this place cannot be written", where=path, fix="choose another one with -o") from error
+        if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
+            raise UsageError(
+                "a folder stands where a file should go, or a file where a folder should",
+                where=path,
+                fix="choose another place with -o",
+            ) from error
         raise
 
 

@@ -20,6 +20,18 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_folder_in_the_place_of_a_file_and_the_reverse_are_the_callers_to_mend(tmp_path):
+    write_text(tmp_path / "file", "kept")
+    (tmp_path / "folder").mkdir()
+    for blocked in (tmp_path / "folder", tmp_path / "file" / "below"):
+        with pytest.raises(UsageError, match="choose another place"):
+            write_text(blocked, "new")
+    with pytest.raises(UsageError, match="choose another place"), only_writer(tmp_path / "file"):
+        pass
+    assert (tmp_path / "file").read_text() == "kept"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder"]
+
+
 def test_nan_is_no_json(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"auroc": float("nan")})

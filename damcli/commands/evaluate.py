@@ -200,7 +200,8 @@ def _same_contract(contract: Contract, dataset: Dataset, where: Path) -> None:
         raise DataError(
             f"it was trained on scans prepared otherwise ({contract}) than this dataset's ({dataset.info.contract})",
             where=where,
-            fix=f"prepare the dataset again with --size {contract.size}",
+            fix="prepare the dataset again with"
+            f" --size {contract.size} --channels {contract.channels} --fit {contract.fit}",
         )
 
 

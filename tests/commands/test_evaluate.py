@@ -229,7 +229,7 @@ def test_another_contract_is_refused(
     make_toy(Path("larger"), scans=60, size=40)
     for subject in (run, model):
         damcli(subject, "larger", "-o", "out", code=3)
-        assert "fix: prepare the dataset again with --size 32" in capsys.readouterr().err
+        assert "fix: prepare the dataset again with --size 32 --channels 1 --fit pad" in capsys.readouterr().err
     assert not Path("out").exists()
 
 
@@ -248,6 +248,7 @@ def test_another_contract_is_refused(
         (["empty", "TOY"], 3, "this is no run"),
         (["fake.onnx", "TOY"], 3, "no ONNX file"),
         (["scores.csv", "TOY", "--device", "tpu"], 2, "there is no device 'tpu'"),
+        (["scores.csv", "TOY", "-o", "notes.txt"], 2, "a file where a folder should"),
         (["nothing.csv", "TOY"], 3, "no finding is in both: scores of Pneumonia; labels of Edema, Fracture"),
         (["few.csv", "TOY"], 3, "59 of 60 scans have no row"),
     ],
