@@ -210,3 +210,12 @@ def test_the_real_scans(test_data: Path) -> None:
     train = source.scans.filter(pl.col("split") == "train")
     assert train["label:Cardiomegaly"].sum() == 8
     assert train["label:Fracture"].null_count() == 366
+
+
+def test_patients_are_known_from_flattened_names_too_and_a_missing_one_is_said(tmp_path: Path) -> None:
+    names = ["patient00002_study2_view1_frontal.jpg", "patient00002/view3_frontal.jpg", "scan7.jpg"]
+    table(tmp_path / "train.csv", *(row(f"CheXpert-v1.0/train/{name}") for name in names))
+    source = chexpert.read(tmp_path)
+    assert source.scans["patient"].to_list() == ["patient00002", "patient00002", None]
+    assert source.scans["study"].to_list() == ["patient00002/study2", None, None]
+    assert any("1 scans have no patient" in note for note in source.notes)

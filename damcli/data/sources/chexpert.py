@@ -17,6 +17,9 @@ TABLES = {"train": "train.csv", "valid": "valid.csv"}
 # A Path starts with the folder of its release, whatever the user's is called: what counts begins at the split.
 SPLIT_SUFFIX = re.compile(r"^(?:.*/)?((?:train|valid|val|test)/.+)$", re.DOTALL)
 
+# Also in names that users have flattened: patient00001_study1_view1_frontal.jpg.
+PATIENT_STUDY = r"(?:^|/)(?<patient>patient[^/_]+)[/_](?:(?<study>study[^/_]+)[/_])?"
+
 
 def find(folder: Path) -> Path:
     """Return the CheXpert tree (a folder with train.csv or valid.csv): `folder`, or the only one directly below it.
@@ -69,6 +72,10 @@ def read(path: Path, findings: Sequence[str] | None = None, views: Literal["fron
         if len(kept) < len(table):
             notes.append(f"left out {len(table) - len(kept)} lateral scans (--views all keeps them)")
         table = kept
+    if blank := int(table["patient"].null_count()):
+        notes.append(
+            f"{blank} scans have no patient in their Path: each counts as one of its own, so patients may leak"
+        )
     scans, refused = assemble(table["name"].to_list(), tree, table.drop("name"))
     return Source("chexpert", tree, scans, wanted, {f: chexpert_policy(f) for f in wanted}, notes, refused)
 
@@ -88,7 +95,7 @@ def _table(file: Path, findings: Sequence[str], split: str | None) -> pl.DataFra
     table = read_csv(file)
     need(table, ["Path", *findings], file)
     name = table["Path"].str.replace(SPLIT_SUFFIX.pattern, "$1").alias("name")
-    folders = name.str.extract_groups(r"(?:^|/)(?<patient>patient\w+)/(?:(?<study>study\w+)/)?").struct.unnest()
+    folders = name.str.extract_groups(PATIENT_STUDY).struct.unnest()
     written = name.str.extract(r"(?i)_(frontal|lateral)\.\w+$").str.to_lowercase()
     optional = {column: table[column] if column in table.columns else pl.Series([""] * len(table))
                 for column in ("Frontal/Lateral", "Sex", "Age", "AP/PA")}  # fmt: skip
