@@ -170,6 +170,10 @@ def _decode(dataset: Dataset, frame: int) -> tuple[NDArray, str]:
     syntax = _transfer_syntax(dataset)
     if syntax not in DECODERS:
         raise DataError(f"the transfer syntax is not supported ({syntax.name if syntax.name != syntax else 'unknown'})")
+    high, bits = number(dataset, "HighBit"), number(dataset, "BitsStored")
+    if not syntax.is_encapsulated and high is not None and bits is not None and high >= bits:
+        # Of old allowed (PS3.5 8.1.1 now has it at bits - 1), and the decoder would take the lowest bits for the image.
+        raise DataError(f"the header claims {bits:g} bits stored below bit {high:g}, not in the lowest ones")
     installed = _installed(syntax)
     failure: BaseException | None = None
     for name in installed:

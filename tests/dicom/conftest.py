@@ -34,7 +34,7 @@ def make(stored: np.ndarray, syntax: str = ExplicitVRLittleEndian, **elements: A
             delattr(dataset, keyword)
         else:
             setattr(dataset, keyword, value)
-    dataset.HighBit = dataset.BitsStored - 1
+    dataset.HighBit = elements.get("HighBit", dataset.BitsStored - 1)
     if "PixelData" not in elements:
         dataset.PixelData = stored.tobytes() + b"\0" * (stored.nbytes % 2)
     dataset["PixelData"].VR = "OW" if dataset.BitsAllocated > 8 else "OB"

@@ -230,6 +230,7 @@ def test_one_pixel(dicom):
         ({"Columns": 0}, "0 x 16 pixels"),
         ({"PhotometricInterpretation": "HSV"}, "photometric interpretation is none of"),
         ({"BitsStored": 12}, "12 bits stored in 8"),
+        ({"BitsStored": 6, "HighBit": 7}, "6 bits stored below bit 7"),
         ({"VOILUTFunction": "LOG", "WindowCenter": 1, "WindowWidth": 2}, "none of LINEAR"),
         ({"RescaleSlope": 0}, "RescaleSlope is 0"),
         ({"syntax": "1.2.840.10008.1.2.4.100", "PixelData": encapsulate([b"\0\0"])}, "not supported .MPEG2"),
