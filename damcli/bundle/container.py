@@ -105,14 +105,14 @@ def _verify(model: onnx.ModelProto, info: ModelInfo) -> None:
     if model.functions:
         raise DataError("the model holds local functions, which damcli never writes")
     for graph in _graphs(model.graph):
-        tensors = list(graph.initializer)
-        for sparse in graph.sparse_initializer:
-            tensors += [sparse.values, sparse.indices]
+        tensors, sparse = list(graph.initializer), list(graph.sparse_initializer)
         for node in graph.node:
             if node.domain not in ("", "ai.onnx"):
                 raise DataError(f"the model uses a custom operator: {node.domain}.{node.op_type}")
             for attribute in node.attribute:
                 tensors += [attribute.t, *attribute.tensors]
+                sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
+        tensors += [tensor for pair in sparse for tensor in (pair.values, pair.indices)]
         if any(uses_external_data(tensor) for tensor in tensors):
             raise DataError("the model refers to data outside its file")
     contract = info.contract

@@ -94,6 +94,14 @@ def external_in_a_branch(model):
     model.graph.node.append(helper.make_node("If", ["c"], ["d"], then_branch=branch, else_branch=branch))
 
 
+def external_and_sparse(model):
+    values = helper.make_tensor("secret", TensorProto.FLOAT, [1], [0.0])
+    values.data_location = TensorProto.EXTERNAL
+    values.external_data.add(key="location", value="../secret")
+    sparse = helper.make_sparse_tensor(values, helper.make_tensor("at", TensorProto.INT64, [1], [0]), [4])
+    model.graph.node.append(helper.make_node("Constant", [], ["c"], sparse_value=sparse))
+
+
 def custom_operator(model):
     model.graph.node.append(helper.make_node("Shell", ["images"], ["z"], domain="evil.ops"))
 
@@ -150,6 +158,7 @@ def broken_graph(model):
     [
         (external, "outside its file"),
         (external_in_a_branch, "outside its file"),
+        (external_and_sparse, "outside its file"),
         (custom_operator, r"custom operator: evil\.ops\.Shell"),
         (local_function, "local functions"),
         (second_input, "inputs or outputs"),
