@@ -68,7 +68,9 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    if title:  # above the table and not in it, where it would be broken to the table's width
+        print(title)
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     rows = list(rows)
     for number, column in enumerate(columns):
         figures = number > 0 and all(_is_figure(row[number]) for row in rows)

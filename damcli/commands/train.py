@@ -283,19 +283,24 @@ def _show_plan(plan: dict[str, Any]) -> None:
 
 
 def _show_result(finished: Finished) -> None:
-    def known(value: float) -> float | None:
-        return None if value != value else value
+    from damcli.metrics import estimate
+    from damcli.report import tables
 
+    found = {name: estimate([part]) for name, part in finished.aurocs.items()}
+    mean = estimate(list(finished.aurocs.values()))
     if console.state.json:
+        figures = {name: tables.document(one) for name, one in found.items()}
         console.emit_json(
             {
                 "run": str(finished.run),
                 "best_epoch": finished.best_epoch,
-                "tune_auroc": {name: known(value) for name, value in finished.aurocs.items()},
-                "mean_tune_auroc": known(finished.mean_auroc),
+                "tune_auroc": figures,
+                "mean_tune_auroc": tables.document(mean),
             }
         )
-    rows = [[name, _figure(value)] for name, value in finished.aurocs.items()]
-    title = f"Best epoch {finished.best_epoch}: AUROC on the tune part, which chose it"
-    console.table(title, ["finding", "AUROC"], [*rows, ["mean", _figure(finished.mean_auroc)]])
+    title = f"Best epoch {finished.best_epoch}, on the tune part, which chose it (so these figures flatter)"
+    rows = [
+        tables.auroc_row(name, part.positives, part.negatives, found[name]) for name, part in finished.aurocs.items()
+    ]
+    console.table(title, tables.AUROC_COLUMNS, [*rows, tables.mean_row("mean", mean)])
     console.result(str(finished.run))

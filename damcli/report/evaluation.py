@@ -184,7 +184,7 @@ class Evaluation:
                 "negatives": part.negatives,
                 "uncertain": left_out,
                 "unlabelled": len(truth.ids) - part.positives - part.negatives - left_out,
-                "auroc": _figures(self.aurocs[name]),
+                "auroc": tables.document(self.aurocs[name]),
             }
             for name, part, left_out in zip(truth.findings, self.parts, uncertain, strict=True)
         }
@@ -199,12 +199,6 @@ class Evaluation:
             "failed": self.failed,
             "interval": {"level": LEVEL, "method": METHOD},
             "findings": findings,
-            "mean": {"findings": self.defined, "auroc": _figures(self.mean)},
+            "mean": {"findings": self.defined, "auroc": tables.document(self.mean)},
             "notes": self.notes,
         }
-
-
-def _figures(auroc: Estimate) -> dict[str, float | str | None]:
-    if auroc.why:
-        return {"value": None, "low": None, "high": None, "why": auroc.why}
-    return {"value": auroc.value, "low": auroc.low, "high": auroc.high, "why": None}

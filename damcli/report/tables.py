@@ -44,3 +44,14 @@ def in_words(estimate: Estimate) -> str:
     '0.912 (0.884–0.940)'
     """
     return figure(estimate) if estimate.why else f"{figure(estimate)} ({interval(estimate)})"
+
+
+def document(estimate: Estimate) -> dict[str, float | str | None]:
+    """Return the figure for JSON: value, low and high, null with the reason under `why` where it is undefined.
+
+    >>> document(Estimate(0.8, 0.75, 0.85))
+    {'value': 0.8, 'low': 0.75, 'high': 0.85, 'why': None}
+    """
+    if estimate.why:
+        return {"value": None, "low": None, "high": None, "why": estimate.why}
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "why": None}

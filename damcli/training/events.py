@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from damcli.metrics import Components
+
 
 @dataclass(frozen=True)
 class Warned:
@@ -79,11 +81,11 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class Finished:
-    """The run is complete. `aurocs` are the best checkpoint's on the tune part."""
+    """The run is complete: the best epoch, and its AUROC per finding on the tune part that chose it."""
 
     run: Path
     best_epoch: int
-    aurocs: dict[str, float]
+    aurocs: dict[str, Components]
     mean_auroc: float
 
 

@@ -24,7 +24,7 @@ from damcli.data.augment import affine
 from damcli.deepauc import PESG, AUCMarginLoss
 from damcli.deepauc.network import Classifier
 from damcli.errors import DataError
-from damcli.metrics import auroc
+from damcli.metrics import auroc, components
 from damcli.recipes import Recipe, Stage
 from damcli.training import checkpoint, folder, launch, scoring, seeds
 from damcli.training.checkpoint import Best, Progress
@@ -66,7 +66,7 @@ class Trainer:
                 continue
             begun = planned.number == self.progress.stage
             if not begun:
-                # In the first stage too: some of timm's own last layers start so wide that early steps only shrink them.
+                # In the first stage too: some of timm's last layers start so wide that early steps only shrink them.
                 self.network.reset_classifier(seeds.key(self.recipe.seed, "classifier", planned.number))
                 self.progress = Progress(stage=planned.number)
             self.loss = planned.loss(self.network.num_findings).to(self.fabric.device)
@@ -178,10 +178,11 @@ class Trainer:
         table: dict[str, Any] = {"path": self.dataset.ids(self.plan.tune)}
         table |= {name: scores[:, k] for k, name in enumerate(info.findings)}
         folder.write_table(self.run / "scores-tune.parquet", table)
-        aurocs, mean = self.aurocs(scores)
+        truth = self.dataset.truth(self.plan.tune)
+        parts = {name: components(truth[:, k], scores[:, k]) for k, name in enumerate(info.findings)}
         best = self.progress.best
         assert best is not None
-        yield Finished(self.run, best.epoch, aurocs, mean)
+        yield Finished(self.run, best.epoch, parts, self.aurocs(scores)[1])
 
     def advance(self, **changes: Any) -> None:
         self.progress = self.progress.model_copy(update=changes)
