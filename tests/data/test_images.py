@@ -225,6 +225,18 @@ def test_a_large_jpeg_scaled_while_decoding_stays_an_area_average(saved, test_da
         assert difference.mean() < 0.5, size
 
 
+@pytest.mark.parametrize("cut", [(0, 0), (5, 7), (7, 1)])
+def test_a_jpeg_scaled_while_decoding_shifts_nothing_whatever_its_size(saved, cut):
+    rows, columns = 1024 - cut[0], 768 - cut[1]
+    squares = (np.indices((rows, columns)) // 41).sum(0) % 2 * 200 + 20
+    path = saved(squares.astype(np.uint8), "JPEG", quality=95)
+    decoded = np.asarray(Image.open(path))
+    for size in (64, 96):
+        difference = np.abs(read_scan(path, grey(size)).astype(int) - box(decoded, size, size))
+        assert difference.mean() < 2.5, size
+        np.testing.assert_array_equal(read_scan(path, grey(size, "crop")), resize(decoded, grey(size, "crop")))
+
+
 def test_a_jpeg_below_four_times_the_target_is_averaged_exactly(test_data):
     path = next((test_data / "nih_cxr_512" / "valid").rglob("*.jpg"))
     assert np.abs(read_scan(path, grey(224)) - box(np.asarray(Image.open(path)), 224, 224)).max() <= 1
