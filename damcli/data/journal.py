@@ -53,9 +53,10 @@ def resume(path: Path, inputs: str, paths: Sequence[str]) -> Journal:
 
     `paths` are the source's scans. Raises `UsageError` if the folder holds what no unfinished dataset does.
     """
-    for draft in path.glob(".*.tmp*"):
-        draft.unlink(missing_ok=True)
     journal = _read(path)
+    # Without a journal only its own draft is ours: the folder may be anyone's.
+    for draft in path.glob(f".{Path(UNFINISHED).stem}.*.tmp.json" if journal is None else ".*.tmp*"):
+        draft.unlink(missing_ok=True)
     if journal is None:
         strangers = sorted(file.name for file in path.iterdir() if file.name != ".lock")
         if strangers:

@@ -210,6 +210,7 @@ def test_the_fingerprint_is_of_what_is_in_it_not_of_where_it_lay(folder: Path, t
 
 
 def test_a_folder_with_anything_else_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    (folder / ".of another program.tmp").touch()
     before = content(folder)
     with pytest.raises(UsageError, match="not empty"):
         list(write(folder, source(folder)))
@@ -218,7 +219,9 @@ def test_a_folder_with_anything_else_is_left_alone(folder: Path, tmp_path: Path)
         list(write(folder / "00.png", source(folder)))
     empty = tmp_path / "empty"
     empty.mkdir()
+    (empty / "..unfinished.123.tmp.json").touch()  # all that is left where the first write was killed
     assert len(list(write(empty, source(folder)))) == SCANS + 1
+    assert not (empty / "..unfinished.123.tmp.json").exists()
 
 
 def test_a_second_writer_is_refused(folder: Path, unbroken: dict[str, bytes], tmp_path: Path) -> None:
