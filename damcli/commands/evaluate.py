@@ -123,7 +123,7 @@ def _run(run: Path, against: Path, split: str, device: str) -> Evaluation:
 def _model(path: Path, against: Path, split: str, device: str) -> Evaluation:
     from damcli.bundle.runtime import Model
     from damcli.data.store import Dataset
-    from damcli.report.evaluation import Evaluation, Truth
+    from damcli.report.evaluation import Evaluation, Selection, Truth
 
     dataset = Dataset.open(against)
     rows = _rows(dataset, split)
@@ -136,8 +136,12 @@ def _model(path: Path, against: Path, split: str, device: str) -> Evaluation:
     pieces = [rows[start : start + MODEL_BATCH] for start in range(0, len(rows), MODEL_BATCH)]
     scores = _gather((model.score(dataset.read(piece)) for piece in pieces), len(pieces))
     columns = [model.info.findings.index(finding) for finding in findings]
-    own = any(member.dataset == dataset.info.fingerprint for member in model.info.members)
-    selection = _selection("model", own, split)
+    own = {member.dataset == dataset.info.fingerprint for member in model.info.members}
+    if own == {True, False} and split != "train":
+        note = "some of the model's members were trained on other datasets; whether they share patients is not known"
+        selection = Selection(None, note)
+    else:
+        selection = _selection("model", True in own, split)
     return Evaluation("model", path, truth.part(findings), scores[:, columns], selection, remarks=remarks)
 
 

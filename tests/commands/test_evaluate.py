@@ -192,6 +192,22 @@ def test_a_model_gives_the_figures_of_its_run(run: Path, model: Path, toy: Path)
     assert evaluate(model, toy, "train", "cpu").selection.used is True
 
 
+def test_of_an_ensemble_with_members_from_elsewhere_it_is_not_known_that_no_scan_was_used(run: Path, toy: Path) -> None:
+    from damcli.bundle import build
+    from damcli.training.checkpoint import load_network
+
+    network, info = load_network(run)
+    dataset = Dataset.open(toy)
+    origin = dict.fromkeys(("run", "recipe", "loss", "weights_sha256"), "toy") | {"seed": 0}
+    members = [
+        build.Member(network, info.findings, info.contract, origin | {"dataset": fingerprint})
+        for fingerprint in (dataset.info.fingerprint, "another")
+    ]
+    build.export(members, Path("two.onnx"), dataset.read(np.arange(4)))
+    assert evaluate(Path("two.onnx"), toy, "valid", "cpu").selection.used is None
+    assert evaluate(Path("two.onnx"), toy, "train", "cpu").selection.used is True
+
+
 def test_another_dataset_is_said_and_has_a_folder_of_its_own(
     run: Path, make_toy: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
