@@ -71,10 +71,6 @@ def _check(scans: Sequence[Path]) -> None:
         )
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _output(output: Path | None, form: str | None) -> tuple[Path | None, str]:
     """Return where to write (None: stdout) and in which format; without `--export` the file's suffix decides."""
     suffix = output.suffix.removeprefix(".") if output else ""
@@ -131,12 +127,13 @@ def command(
     from damcli.bundle import pipeline
     from damcli.bundle.runtime import CPU, Model
     from damcli.bundle.table import write
+    from damcli.data.workers import cores
 
     path = model or Path(os.environ.get("DAMCLI_MODEL") or project.newest_model())
     console.note(f"model: {path}")
-    cores = threads or _cores()
-    streams = min(cores, MAX_STREAMS)
-    opened = Model.open(path, device, require_gpu, threads=cores // streams)
+    computing = threads or cores()
+    streams = min(computing, MAX_STREAMS)
+    opened = Model.open(path, device, require_gpu, threads=computing // streams)
     if opened.provider != CPU:
         streams = 1
     if opened.fell_back:
@@ -152,7 +149,7 @@ def command(
         rows = pipeline.predict(
             opened,
             _found(scans, target),
-            workers=_cores() if workers is None else workers,
+            workers=cores() if workers is None else workers,
             batch=batch,
             streams=streams,
         )

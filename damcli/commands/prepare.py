@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -84,12 +83,11 @@ def prepare(
     after it was killed, it continues. Raises what `damcli.data.writer.write` does.
     """
     from damcli.data.images import Contract
-    from damcli.data.workers import decode
+    from damcli.data.workers import cores, decode
     from damcli.data.writer import write
 
     contract = Contract(size=size or SIZES[source.name], channels=channels, fit=fit)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = cores if workers is None else workers
+    processes = cores() if workers is None else workers
     return write(
         output,
         source,

@@ -83,6 +83,11 @@ def decode(paths: Iterable[Path], contract: Contract, workers: int, seconds: flo
         pool.close()
 
 
+def cores() -> int:
+    """Return how many cores this process may use: the usual number of workers."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class _Pool:
     """The feeders, the queues between them and the caller, and the order."""
 
