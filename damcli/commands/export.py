@@ -106,11 +106,11 @@ def command(
     """
     options.apply(quiet, verbose, json)
     taken = runs or [project.newest_run()]
-    console.note(f"runs: {', '.join(map(str, taken))}")
 
     from damcli.bundle import build
 
     loaded = [load_member(run) for run in taken]
+    console.note(f"runs: {', '.join(map(str, taken))}")
     members, infos = [member for member, _ in loaded], [info for _, info in loaded]
     path = _output(output, taken, infos)
     findings = build.all_findings(members)
