@@ -38,6 +38,12 @@ KINDS = {
     "WEBP": rb"RIFF.{4}WEBP",
     "JPEG2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
 }
+# Images too, but of kinds that nothing here decodes: they fail with the reason instead of passing for no image.
+UNREADABLE = {
+    rb"....ftyp(heic|heix|mif1|msf1)": "HEIC",
+    rb"....ftypavi[fs]": "AVIF",
+    rb"\x5c\x01\0\0|\0\0\x01\x5c": "NIfTI",
+}
 _KIND = re.compile(b"|".join(b"(?P<%s>%s)" % (name.encode(), magic) for name, magic in KINDS.items()), re.DOTALL)
 
 
@@ -82,6 +88,9 @@ def read_scan(path: Path, contract: Contract) -> NDArray[np.uint8]:
 
     if pixels.is_dicom(head):
         return resize(pixels.grey16(pixels.read(io.BytesIO(data))), contract)
+    for magic, name in UNREADABLE.items():
+        if re.match(magic, head, re.DOTALL):
+            raise DataError(f"{name} images cannot be read: convert them to PNG without loss")
     raise NotAnImage("no image by its content") if data else DataError("the file is empty")
 
 

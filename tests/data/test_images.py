@@ -373,3 +373,11 @@ def test_large_files_are_not_read_at_all(tmp_path):
         file.truncate(2**31 + 1)
     with pytest.raises(DataError, match="larger than 2 GiB"):
         read_scan(tmp_path / "huge", grey(8))
+
+
+@pytest.mark.parametrize("head", [b"\0\0\0\x18ftypheic", b"\0\0\0\x1cftypavif", b"\x5c\x01\0\0"])
+def test_images_of_kinds_that_nothing_decodes_fail_and_are_not_skipped(tmp_path, head):
+    (tmp_path / "scan").write_bytes(head + bytes(400))
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        read_scan(tmp_path / "scan", Contract(size=8, channels=1))
+    assert not isinstance(caught.value, NotAnImage)
