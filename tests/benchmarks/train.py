@@ -13,7 +13,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +55,8 @@ def noise(folder: Path, scans: int) -> Dataset:
     ).with_columns(pl.Series(f"label:{name}", labels[:, k].astype(float)) for k, name in enumerate(FINDINGS))
     policies = {name: Policy(uncertain="ignore", blank="missing") for name in FINDINGS}
 
-    def drawn(paths: object) -> Iterator[Decoded]:
-        for number in range(scans):
+    def drawn(paths: Iterable[Path]) -> Iterator[Decoded]:
+        for number, _ in enumerate(paths):
             yield Decoded(number, generator.integers(0, 256, (SIZE, SIZE), dtype=np.uint8), "ok", "")
 
     source = Source("noise", folder, table, FINDINGS, policies, [])
