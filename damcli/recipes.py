@@ -38,6 +38,7 @@ class Stage(Strict):
     form: Literal["conditional", "prior"] = "conditional"
     score: Literal["sigmoid", "bsn", "identity"] = "sigmoid"
     gamma: float = Field(default=0.002, ge=0, description="PESG's proximal pull γ (1/500)")
+    ab_start: float = Field(default=0.0, ge=0, le=1, description="where AUC-M's a and b start; 0 in the paper")
     focal_alpha: float = Field(default=0.25, gt=0, lt=1)
     focal_gamma: float = Field(default=2.0, ge=0)
     sampler: Literal["uniform", "balanced"] = "uniform"

@@ -145,9 +145,16 @@ def from_stage(stage: Stage, num_findings: int, prior: float | Sequence[float] |
     if stage.loss == "focal":
         return FocalLoss(stage.focal_alpha, stage.focal_gamma)
     prior = prior if stage.form == "prior" else None
+    loss: AUCMarginLoss
     if stage.loss == "aucs":
-        return AUCSquareLoss(num_findings, stage.form, prior, stage.score)
-    return AUCMarginLoss(num_findings, stage.margin, stage.form, prior, stage.score)
+        loss = AUCSquareLoss(num_findings, stage.form, prior, stage.score)
+    else:
+        loss = AUCMarginLoss(num_findings, stage.margin, stage.form, prior, stage.score)
+    # A new last layer puts every sigmoid score near 0.5. From a = b = 0 a network with large features is first drawn
+    # to 0, where the sigmoid is flat, faster than a and b can rise to meet it.
+    nn.init.constant_(loss.a, stage.ab_start)
+    nn.init.constant_(loss.b, stage.ab_start)
+    return loss
 
 
 def margin_note(loss: nn.Module, positives: float, negatives: float) -> str | None:

@@ -218,6 +218,9 @@ def test_from_stage(loss):
     if loss == "aucs":
         assert (built.margin, built.score, built.projected) == (1.0, "bsn", False)
         assert from_stage(stage.model_copy(update={"form": "prior"}), 3, prior=0.2).prior.shape == (3,)
+        started = from_stage(stage.model_copy(update={"ab_start": 0.5}), 3)
+        assert [built.a.tolist(), built.b.tolist()] == [[0.0] * 3] * 2, "the paper's start"
+        assert [started.a.tolist(), started.b.tolist(), started.alpha.tolist()] == [[0.5] * 3, [0.5] * 3, [0.0] * 3]
     if loss == "focal":
         assert (built.alpha, built.gamma) == (0.5, 1)
 
