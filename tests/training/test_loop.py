@@ -280,3 +280,12 @@ def test_cuda_that_is_not_there_is_the_machines_fault(dataset, recipe, tmp_path)
     with pytest.raises(MachineError, match="CUDA"):
         list(loop.train(recipe(), dataset, tmp_path / "run", device="cuda"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_a_gpu_learns_what_can_be_learnt(dataset, recipe, tmp_path, precision):
+    settings = recipe(stage1={"epochs": 4}, stage2={"epochs": 3}, precision=precision)
+    *_, finished = loop.train(settings, dataset, tmp_path / "run", device="cuda")
+    assert isinstance(finished, Finished)
+    assert finished.mean_auroc > 0.9
