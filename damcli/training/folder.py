@@ -69,7 +69,8 @@ class RunInfo:
     @property
     def dataset(self) -> Path:
         """Where the dataset lay, seen from here."""
-        return Path(os.path.normpath(self.path.resolve() / self.facts.dataset))
+        path = Path(os.path.normpath(self.path.resolve() / self.facts.dataset))
+        return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
     @property
     def loss(self) -> str:
