@@ -6,7 +6,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -135,12 +135,13 @@ def _gpus() -> int:
 
 @contextmanager
 def _stdout_kept_clean() -> Iterator[None]:
-    """Send to stderr what native code writes to stdout meanwhile: ONNX Runtime logs there."""
+    """Send to stderr what is written to stdout meanwhile: ONNX Runtime logs there, from native code and from Python."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         sys.stdout.flush()
         os.dup2(kept, 1)
