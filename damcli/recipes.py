@@ -38,6 +38,9 @@ class Stage(Strict):
     form: Literal["conditional", "prior"] = "conditional"
     score: Literal["sigmoid", "bsn", "identity"] = "sigmoid"
     gamma: float = Field(default=0.002, ge=0, description="PESG's proximal pull γ (1/500)")
+    update: Literal["plain", "adam", "libauc"] = Field(default="plain", description="PESG's step; plain in the paper")
+    clip_norm: float | None = Field(default=None, gt=0, description="largest norm of the gradient; unset: no limit")
+    nonnegative: bool = Field(default=True, description="AUC-M's α stays ≥ 0; false for ablations only")
     ab_start: float = Field(default=0.0, ge=0, le=1, description="where AUC-M's a and b start; 0 in the paper")
     focal_alpha: float = Field(default=0.25, gt=0, lt=1)
     focal_gamma: float = Field(default=2.0, ge=0)
@@ -60,6 +63,8 @@ class Recipe(Strict):
 
     description: str = ""
     backbone: str = "tf_efficientnet_lite0"
+    in_chans: Literal[1, 3] = Field(default=3, description="of the network's first layer; grey scans fill all of them")
+    activation: str | None = Field(default=None, description="in place of the backbone's own, such as elu")
     weights: str | None = Field(default=None, description="a file of timm weights; the classifier's are ignored")
     pretrained: bool = Field(default=False, description="download timm's weights")
     batch_size: int = Field(default=32, ge=2)
