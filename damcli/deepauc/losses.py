@@ -99,7 +99,9 @@ class AUCMarginLoss(Loss):
         present = curvature > 0
         # Masked before the score: what lies under a missing target must not reach a gradient, not even as 0·∞.
         scores = _scores(torch.where(known & present, logits, 0), self.score, together)
-        a, b, alpha = self.a, self.b, self.alpha
+        a: Tensor = self.a
+        b: Tensor = self.b
+        alpha: Tensor = self.alpha
         if together:
             a, b, alpha = processes.replicated(torch.stack([a, b, alpha])).unbind()
         to_a, to_b = scores - a, scores - b

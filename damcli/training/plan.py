@@ -39,7 +39,9 @@ class StagePlan:
         """Return the stage's optimizer over all of the network, and over the loss's own variables."""
         stage, parameters = self.stage, network.parameters()
         if stage.optimizer == "pesg":
-            return PESG(parameters, loss, stage.lr, stage.gamma, stage.weight_decay, stage.momentum)
+            return PESG(
+                parameters, loss, stage.lr, stage.gamma, stage.weight_decay, stage.momentum, stage.clip_norm, stage.update
+            )
         if stage.optimizer == "sgd":
             return torch.optim.SGD(parameters, stage.lr, stage.momentum, weight_decay=stage.weight_decay, fused=True)
         return torch.optim.Adam(parameters, stage.lr, weight_decay=stage.weight_decay, fused=True)
