@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -26,23 +26,18 @@ Score = Literal["sigmoid", "bsn", "identity"]
 
 
 class Loss(nn.Module):
-    """What the losses share: the scalar is the mean of `per_finding` over the findings that are present."""
+    """What the losses share: the scalar is the mean over the findings that are present, 0 where none is."""
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return mean_over(*self.per_finding(logits, targets))
+        return self.detailed(logits, targets)[0]
 
-    def per_finding(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each finding's loss (K,), 0 where it is absent, and which findings are present, bool (K,)."""
+    def detailed(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss, each finding's own (K,) without gradient (0 where absent), and which are present (K,)."""
         raise NotImplementedError
 
     @property
     def _global(self) -> bool:
-        return self.training and processes.several()
-
-
-def mean_over(values: Tensor, present: Tensor) -> Tensor:
-    """Return the mean of `values` (K,) over the findings that are `present`, bool (K,); 0 where none is."""
-    return values.sum() / present.sum().clamp(min=1)
+        return self.training and processes.count() > 1
 
 
 class AUCMarginLoss(Loss):
@@ -88,29 +83,22 @@ class AUCMarginLoss(Loss):
         self.b = nn.Parameter(torch.zeros(num_findings))
         self.alpha = nn.Parameter(torch.zeros(num_findings))
 
-    def per_finding(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each finding's loss (K,), 0 where it is absent, and which findings are present, bool (K,)."""
-        logits, targets, known = _prepared(logits, targets, self.num_findings)
+    def detailed(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss, each finding's own (K,) without gradient (0 where absent), and which are present (K,)."""
+        logits, targets, missing = _prepared(logits, targets, self.num_findings)
         together = self._global
         if self.prior is None:
-            positive, negative, curvature = _conditional_weights(targets, known, together)
+            weights, curvature = _conditional_weights(targets, missing, together)
         else:
-            positive, negative, curvature = _prior_weights(targets, known, self.prior, together)
+            weights, curvature = _prior_weights(targets, missing, self.prior, together)
         present = curvature > 0
+        absent = missing >= present  # missing, or of a finding that is
         # Masked before the score: what lies under a missing target must not reach a gradient, not even as 0·∞.
-        scores = _scores(torch.where(known & present, logits, 0), self.score, together)
-        a: Tensor = self.a
-        b: Tensor = self.b
-        alpha: Tensor = self.alpha
-        if together:
-            a, b, alpha = processes.replicated(torch.stack([a, b, alpha])).unbind()
-        to_a, to_b = scores - a, scores - b
-        # (weight·d)·d, not weight·d²: d² may overflow where the weight is 0.
-        spread = (positive * to_a * to_a + negative * to_b * to_b).sum(0)
-        gap = ((negative - positive) * scores).sum(0)
-        if together:
-            spread, gap = processes.total(torch.stack([spread, gap])).unbind()
-        return spread + 2 * alpha * (curvature * self.margin + gap) - curvature * alpha.square(), present
+        scores = _scores(logits.masked_fill(absent, 0), self.score, together)
+        loss, values = _MinMax.apply(
+            scores, self.a, self.b, self.alpha, weights, curvature, present, self.margin, together
+        )
+        return loss, values, present
 
     def reachable_gap(self, positives: float, negatives: float) -> float:
         """Return the largest gap of the class means that scores of a batch of so many scans can have.
@@ -136,15 +124,58 @@ class AUCSquareLoss(AUCMarginLoss):
         super().__init__(num_findings, 1.0, form, prior, score, nonnegative=False)
 
 
+class _MinMax(torch.autograd.Function):
+    """The mean of F over the findings that are present, and F of each (K,), as ALGORITHM section 2 has them.
+
+    The gradients are written out: half of what autograd would do, and in the forward pass, where all is at hand. The
+    gradient that comes in is taken to be equal on every rank, as it is where all compute the same scalar. The scores'
+    is then multiplied by the number of ranks, by which DDP divides; that of a, b and α, which DDP does not touch, is
+    the global one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        scores: Tensor,
+        a: Tensor,
+        b: Tensor,
+        alpha: Tensor,
+        weights: Tensor,
+        curvature: Tensor,
+        present: Tensor,
+        margin: float,
+        together: bool,
+    ) -> tuple[Tensor, Tensor]:
+        positive, negative = weights
+        to_a, to_b = scores - a, scores - b
+        # (weight·d)·d, not weight·d²: d² may overflow where the weight is 0.
+        pull_a, pull_b, lean = positive * to_a, negative * to_b, negative - positive
+        sums = torch.stack([torch.addcmul(pull_a * to_a, pull_b, to_b), lean * scores, pull_a, pull_b]).sum(1)
+        spread, gap, sum_a, sum_b = (processes.total(sums) if together else sums).unbind()
+        shortfall = torch.add(gap, curvature, alpha=margin)
+        slope = torch.addcmul(shortfall, curvature, alpha, value=-1)  # half of ∂F/∂α
+        values = torch.addcmul(spread, alpha, shortfall + slope)
+        share = present.to(values.dtype).sum().clamp(min=1).reciprocal()
+        to_scores = torch.addcmul(pull_a + pull_b, lean, alpha) * (2 * share)
+        to_saddle = torch.stack([-sum_a, -sum_b, slope]) * (2 * share)
+        ctx.save_for_backward(to_scores * processes.count() if together else to_scores, to_saddle)
+        ctx.mark_non_differentiable(values)
+        return values.sum() * share, values
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        to_scores, to_saddle = ctx.saved_tensors
+        return gradient * to_scores, *(gradient * to_saddle).unbind(), None, None, None, None, None
+
+
 class CrossEntropyLoss(Loss):
     """Binary cross-entropy with logits: the mean over a finding's known targets, then over the findings."""
 
-    def per_finding(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each finding's loss (K,), 0 where it is absent, and which findings are present, bool (K,)."""
-        logits, targets, known = _prepared(logits, targets, None)
-        logits = torch.where(known, logits, 0)
-        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-        return _means(losses, known, self._global)
+    def detailed(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss, each finding's own (K,) without gradient (0 where absent), and which are present (K,)."""
+        logits, targets, missing = _prepared(logits, targets, None)
+        losses = F.binary_cross_entropy_with_logits(logits.masked_fill(missing, 0), targets, reduction="none")
+        return _means(losses, missing, self._global)
 
 
 class FocalLoss(Loss):
@@ -162,15 +193,15 @@ class FocalLoss(Loss):
             raise ValueError(f"gamma must be at least 0 and finite, got {gamma}")
         self.alpha, self.gamma = alpha, gamma
 
-    def per_finding(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each finding's loss (K,), 0 where it is absent, and which findings are present, bool (K,)."""
-        logits, targets, known = _prepared(logits, targets, None)
-        logits = torch.where(known, logits, 0)
+    def detailed(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss, each finding's own (K,) without gradient (0 where absent), and which are present (K,)."""
+        logits, targets, missing = _prepared(logits, targets, None)
+        logits = logits.masked_fill(missing, 0)
         log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)
         # Powers as exp(γ̂ log ·): their gradient stays finite at 0.
         positive = self.alpha * targets * torch.exp(self.gamma * log_q) * log_p
         negative = (1 - self.alpha) * (1 - targets) * torch.exp(self.gamma * log_p) * log_q
-        return _means(-positive - negative, known, self._global)
+        return _means(-positive - negative, missing, self._global)
 
 
 def from_stage(stage: Stage, num_findings: int, prior: float | Sequence[float] | Tensor | None = None) -> Loss:
@@ -241,36 +272,40 @@ def _checked_prior(prior: float | Sequence[float] | Tensor | None, form: Form, n
 
 
 def _prepared(logits: Tensor, targets: Tensor, num_findings: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Check the shapes; return logits and targets in the precision of the loss, missing targets 0, and the mask."""
+    """Check the shapes; return logits and targets in the precision of the loss, missing ones 0, and which are."""
     if logits.ndim != 2 or logits.shape[1] != (num_findings or logits.shape[1]):
         raise ValueError(f"logits must have shape (N, {num_findings or 'K'}), got {tuple(logits.shape)}")
     if not logits.is_floating_point():
         raise ValueError(f"logits must be floating, got {logits.dtype}")
     if targets.shape != logits.shape:
         raise ValueError(f"targets must have the shape of logits, {tuple(logits.shape)}, got {tuple(targets.shape)}")
-    if targets.device.type == "cpu":
-        check_targets(targets)
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    known = ~targets.isnan()
-    return logits.to(dtype), torch.where(known, targets, 0).to(dtype), known
+    known_or_0 = targets.to(dtype).nan_to_num(0.0)
+    if targets.device.type == "cpu" and len(targets):
+        least, most = torch.aminmax(known_or_0)
+        if least.item() < 0 or most.item() > 1:
+            check_targets(targets)
+    return logits.to(dtype), known_or_0, targets.isnan()
 
 
-def _conditional_weights(targets: Tensor, known: Tensor, together: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return weights (N, K) that sum to 1 over the positives and over the negatives, and 1 or 0 as (K,)."""
-    likely, positive, negative = targets >= 0.5, targets, (1 - targets) * known
-    sums = torch.stack([likely, ~likely & known, positive, negative]).sum(1)
-    likely_count, unlikely_count, positives, negatives = (processes.total(sums) if together else sums).unbind()
-    present = ((likely_count > 0) & (unlikely_count > 0)).to(targets.dtype)
-    return positive * present / (positives + 1 - present), negative * present / (negatives + 1 - present), present
+def _conditional_weights(targets: Tensor, missing: Tensor, together: bool) -> tuple[Tensor, Tensor]:
+    """Return weights (2, N, K), whose sums over positives [0] and negatives [1] are 1, and 1 or 0 as (K,)."""
+    known, likely = (~missing).to(targets.dtype), (targets >= 0.5).to(targets.dtype)
+    shares = torch.stack([targets, known - targets, likely, known - likely])
+    sums = shares.sum(1)
+    sums = processes.total(sums) if together else sums
+    present = sums[2:].amin(0).clamp(max=1)
+    # A finding that is present has at least half a positive and half a negative.
+    return shares[:2] * (present / sums[:2].clamp(min=0.5))[:, None], present
 
 
-def _prior_weights(targets: Tensor, known: Tensor, prior: Tensor, together: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (1−p)·y/n and p·(1−y)/n as (N, K), and p(1−p), 0 for an absent finding, as (K,)."""
+def _prior_weights(targets: Tensor, missing: Tensor, prior: Tensor, together: bool) -> tuple[Tensor, Tensor]:
+    """Return (1−p)·y/n and p·(1−y)/n as (2, N, K), and p(1−p), 0 for an absent finding, as (K,)."""
+    known = (~missing).to(targets.dtype)
     count = known.sum(0)
     count = processes.total(count) if together else count
-    per_scan = known.to(targets.dtype) / count.clamp(min=1)
-    positive = (1 - prior) * targets * per_scan
-    return positive, prior * (1 - targets) * per_scan, prior * (1 - prior) * (count > 0)
+    weights = torch.stack([(1 - prior) * targets, prior * (known - targets)]) / count.clamp(min=1)
+    return weights, prior * (1 - prior) * count.clamp(max=1)
 
 
 def _scores(logits: Tensor, score: str, together: bool) -> Tensor:
@@ -289,9 +324,10 @@ def _scores(logits: Tensor, score: str, together: bool) -> Tensor:
     return scaled / torch.where(some, squares, 1).sqrt()
 
 
-def _means(losses: Tensor, known: Tensor, together: bool) -> tuple[Tensor, Tensor]:
-    """Return each finding's mean over its known entries, 0 where it has none, and whether it has any."""
-    sums, count = torch.where(known, losses, 0).sum(0), known.sum(0)
+def _means(losses: Tensor, missing: Tensor, together: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the mean over the findings of each one's mean over its known entries, these, and which have any."""
+    sums, count = losses.masked_fill(missing, 0).sum(0), (~missing).to(losses.dtype).sum(0)
     if together:
-        sums, count = processes.total(sums), processes.total(count)
-    return sums / count.clamp(min=1), count > 0
+        sums, count = processes.total(torch.stack([sums, count])).unbind()
+    values, present = sums / count.clamp(min=1), count > 0
+    return values.sum() / present.sum().clamp(min=1), values.detach(), present

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def several() -> bool:
-    """Return whether this process is one of several that train together (`torch.distributed` is initialised)."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def count() -> int:
+    """Return how many processes train together: those of `torch.distributed`, 1 where it is not initialised."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def total(values: Tensor) -> Tensor:
@@ -29,11 +29,6 @@ def largest(values: Tensor) -> Tensor:
     values = values.detach().clone()
     dist.all_reduce(values, dist.ReduceOp.MAX)
     return values
-
-
-def replicated(values: Tensor) -> Tensor:
-    """Return `values`, which are equal on every rank; their gradient becomes the mean over the ranks, as DDP's does."""
-    return _Replicated.apply(values)
 
 
 def broadcast(tensors: list[Tensor]) -> None:
@@ -55,15 +50,3 @@ class _Total(torch.autograd.Function):
         gradient = gradient.contiguous().clone()
         dist.all_reduce(gradient)
         return gradient
-
-
-class _Replicated(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous().clone()
-        dist.all_reduce(gradient)
-        return gradient / dist.get_world_size()
