@@ -1,9 +1,13 @@
 """The samplers' promises, over random label tables."""
 
+from functools import partial
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, TensorDataset
 
 from damcli.deepauc import BalancedSampler, UniformSampler
 
@@ -95,6 +99,68 @@ def test_prior_is_what_is_drawn():
         _ = BalancedSampler(np.eye(4), 4).prior
 
 
+@given(samplers(), st.integers(2, 5))
+@settings(max_examples=100, deadline=None)
+def test_ranks_share_every_batch_evenly(case, ranks):
+    targets, whole = case
+    smallest = min(len(batch) for batch in whole.batches(0))
+    share = (whole._slots[1]) / whole.batch_size
+    make = partial(BalancedSampler, targets, whole.batch_size, share, whole.seed)
+    if smallest < ranks:
+        with pytest.raises(ValueError, match=f"each of {ranks} ranks a scan .* the smallest batch has {smallest}"):
+            make(0, ranks)
+        return
+    parts = [make(rank, ranks) for rank in range(ranks)]
+    assert {len(part) for part in parts} == {len(whole)}
+    usable = [k for k in range(targets.shape[1]) if k not in whole.skipped]
+    for turn, (batch, *dealt) in enumerate(zip(whole.batches(3), *(part.batches(3) for part in parts), strict=True)):
+        assert sorted(np.concatenate(dealt)) == sorted(batch)
+        positives = [(targets[part, usable[turn % len(usable)]] >= 0.5).sum() for part in dealt]
+        for counts in (positives, [len(part) for part in dealt]):
+            assert max(counts) - min(counts) <= 1
+        assert min(len(part) for part in dealt) >= 1
+
+
+@given(st.integers(1, 90), st.integers(2, 40), st.integers(2, 4))
+@settings(max_examples=100, deadline=None)
+def test_uniform_ranks(count, size, ranks):
+    if min(len(batch) for batch in UniformSampler(count, size).batches(0)) < ranks:
+        with pytest.raises(ValueError, match="ranks a scan"):
+            UniformSampler(count, size, rank=0, ranks=ranks)
+        return
+    dealt = [UniformSampler(count, size, rank=rank, ranks=ranks).batches(1) for rank in range(ranks)]
+    for whole, *parts in zip(UniformSampler(count, size).batches(1), *dealt, strict=True):
+        assert sorted(np.concatenate(parts)) == sorted(whole)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("make", [lambda: UniformSampler(23, 5, seed=4), lambda: BalancedSampler(np.arange(40) < 9, 6)])
+def test_a_restored_sampler_goes_on_where_it_was(make):
+    whole, first = make(), make()
+    expected = [batch for _ in range(3) for batch in whole]
+    assert whole.state_dict() == {"epoch": 3, "step": 0}
+    got = []
+    for batch in first:
+        got.append(batch)
+        if len(got) == 2:
+            break
+    second = make()
+    second.load_state_dict(first.state_dict())
+    got += [batch for _ in range(3) for batch in second]
+    assert got == expected
+    assert expected == [batch.tolist() for epoch in range(3) for batch in make().batches(epoch)]
+
+
+def test_a_sampler_feeds_torchs_loader():
+    sampler = BalancedSampler(np.arange(40) % 8 == 0, 6, 0.5)
+    scans = TensorDataset(torch.arange(40))
+    loader = DataLoader(scans, batch_sampler=sampler)
+    assert len(loader) == len(sampler)
+    for epoch in range(2):
+        got = [batch.tolist() for (batch,) in loader]
+        assert got == [batch.tolist() for batch in sampler.batches(epoch)]
+
+
 def test_findings_that_cannot_be_balanced_are_skipped():
     targets = np.array([[1, 0, NAN, 1], [0, 0, NAN, 1], [0, NAN, NAN, 1], [NAN, 0, 1, 1]] * 4, dtype=float)
     sampler = BalancedSampler(targets, 4)
@@ -125,6 +191,7 @@ def test_uniform(count, size, seed):
         (lambda: BalancedSampler([0, 2], 2), r"targets must lie in \[0, 1\]"),
         (lambda: BalancedSampler([0, 1], 1), "batch_size must be at least 2, got 1"),
         (lambda: BalancedSampler([0, 1], 2, positives=1.0), r"positives must lie in \(0, 1\), got 1.0"),
+        (lambda: UniformSampler(4, 2, rank=2, ranks=2), "rank must lie in .* rank 2 of 2"),
         (lambda: UniformSampler(0, 2), "count must be at least 1, got 0"),
     ],
 )
