@@ -35,3 +35,12 @@ def test_an_unknown_recipe_lists_the_known_ones():
     with pytest.raises(UsageError) as refusal:
         recipes.load("chexprt")
     assert "chexpert-small" in refusal.value.fix
+
+
+@pytest.mark.parametrize("loss", ["ce", "focal"])
+def test_the_baselines_of_the_benchmarks_are_the_papers(loss):
+    from damcli.commands.train import resolve as resolve_training
+
+    [(number, stage)] = resolve_training("benchmark", loss).value.stages()
+    assert (number, stage.loss, stage.optimizer) == (1, loss, "sgd")
+    assert (stage.lr, stage.weight_decay, stage.epochs, stage.decay_epochs) == (0.1, 1e-4, 100, (50, 75))

@@ -51,9 +51,12 @@ def _onnxruntime() -> Iterator[tuple[str, str]]:
     yield "providers built in", ", ".join(onnxruntime.get_available_providers())
     packages = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
     if len(packages) == 2:
-        yield "problem", (
-            "onnxruntime and onnxruntime-gpu are both installed, which silently loses CUDA: "
-            "pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu"
+        yield (
+            "problem",
+            (
+                "onnxruntime and onnxruntime-gpu are both installed, which silently loses CUDA: "
+                "pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu"
+            ),
         )
 
 

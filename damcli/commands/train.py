@@ -156,7 +156,13 @@ def check(settings: Resolved[Recipe], dataset: Path, run: Path, device: str) -> 
     planned = plan.make(recipe, opened)
     for text in plan.warnings(planned, recipe, opened):
         console.warn(text)
-    network = Classifier(recipe.backbone, len(opened.info.findings), recipe.weights)
+    network = Classifier(
+        recipe.backbone,
+        len(opened.info.findings),
+        recipe.weights,
+        in_chans=recipe.in_chans,
+        activation=recipe.activation,
+    )
     return {
         "dataset": str(dataset),
         "run": str(run),

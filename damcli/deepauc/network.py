@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers.create_act import get_act_layer
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from damcli.deepauc import resnet20  # noqa: F401  (makes its name known to timm)
 from damcli.errors import DataError, MachineError, UsageError
 
 SHOWN = 5  # of the keys that do not fit
@@ -18,39 +21,51 @@ SHOWN = 5  # of the keys that do not fit
 class Classifier(nn.Module):
     """A timm backbone that takes images in [0, 1] and returns a logit per finding.
 
-    `backbone` is a timm model's name. `weights` is a file of timm weights (`.safetensors`, or a state dict in
-    `.pth`, `.pt`, `.bin`; never unpickled beyond tensors); its classifier is ignored. `pretrained` lets timm
-    download weights. With neither, the weights are random by torch's global generator. The normalisation is that
-    of timm's configuration of the backbone, held in the buffers `mean` and `std` of shape (3, 1, 1).
+    `backbone` is a timm model's name, or `resnet20_cifar`. `in_chans` is 3 or 1: into three channels a grey image
+    goes three times. `activation` (timm's name for it, such as `elu`) takes the place of the backbone's own, in this
+    network alone. `weights` is a file of timm weights (`.safetensors`, or a state dict in
+    `.pth`, `.pt`, `.bin`; never unpickled beyond tensors); its classifier is ignored, and a first layer for
+    colour is summed up for grey. `pretrained` lets timm download weights. With neither, the weights are random by
+    torch's global generator. The normalisation is that of timm's configuration of the backbone (its mean over the
+    channels where there is one), held in the buffers `mean` and `std` of shape (in_chans, 1, 1).
 
-    Raises `UsageError` for an unknown backbone or a file that is missing or of another type, `DataError` for one
-    that is broken or does not fit, `MachineError` where timm cannot download.
+    Raises `UsageError` for an unknown backbone or activation, a backbone that cannot take it, or a file that is
+    missing or of another type, `DataError` for one that is broken or does not fit, `MachineError` where timm cannot
+    download.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, backbone: str, num_findings: int, weights: str | Path | None = None, pretrained: bool = False
+        self,
+        backbone: str,
+        num_findings: int,
+        weights: str | Path | None = None,
+        pretrained: bool = False,
+        in_chans: int = 3,
+        activation: str | None = None,
     ) -> None:
         super().__init__()
         if num_findings < 1:
             raise ValueError(f"num_findings must be at least 1, got {num_findings}")
+        if in_chans not in (1, 3):
+            raise ValueError(f"in_chans must be 1 or 3, got {in_chans}")
         if weights is not None and pretrained:
             raise UsageError("weights come from a file or from timm, not from both", fix="drop one of the two")
-        self.backbone_name = backbone
-        self.num_findings = num_findings
-        self.backbone = _create(backbone, num_findings, pretrained)
+        self.backbone_name, self.num_findings, self.in_chans = backbone, num_findings, in_chans
+        self.backbone = _create(backbone, num_findings, pretrained, in_chans, activation)
         self.classifier_name = _classifier_name(self.backbone, backbone)
         config = self.backbone.pretrained_cfg
-        self.register_buffer("mean", torch.tensor(config["mean"]).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(config["std"]).view(-1, 1, 1))
+        for name in ("mean", "std"):
+            channels = torch.tensor(config[name])
+            self.register_buffer(name, (channels if in_chans == 3 else channels.mean(0, keepdim=True)).view(-1, 1, 1))
         if weights is not None:
             self._load(Path(weights))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (N, K) for float images (N, 1 or 3, H, W) in [0, 1]."""
-        logits: Tensor = self.backbone((images.expand(-1, 3, -1, -1) - self.mean) / self.std)
+        """Return logits (N, K) for float images in [0, 1], grey (N, 1, H, W), or colour for three channels."""
+        logits: Tensor = self.backbone((images.expand(-1, self.in_chans, -1, -1) - self.mean) / self.std)
         return logits
 
     @staticmethod
@@ -82,6 +97,9 @@ class Classifier(nn.Module):
         own = self.backbone.state_dict()
         head = self.classifier_name + "."
         given = {key: value for key, value in _read(path).items() if not key.startswith(head)}
+        first = f"{self.backbone.pretrained_cfg.get('first_conv')}.weight"
+        if self.in_chans == 1 and first in given and given[first].ndim == 4:
+            given[first] = adapt_input_conv(1, given[first])
         wanted = {key for key in own if not key.startswith(head)}
         # Weights older than torch 0.4.1 lack this counter, and nothing reads it at a fixed momentum.
         missing = sorted(k for k in wanted - given.keys() if not k.endswith("num_batches_tracked"))
@@ -105,7 +123,7 @@ class Classifier(nn.Module):
         self.backbone.load_state_dict(given, strict=False)
 
 
-def _create(backbone: str, num_findings: int, pretrained: bool) -> Any:
+def _create(backbone: str, num_findings: int, pretrained: bool, in_chans: int, activation: str | None) -> Any:
     import timm
 
     # Also keeps out timm's hf-hub: and local-dir: names, which would reach for the network unasked.
@@ -113,8 +131,18 @@ def _create(backbone: str, num_findings: int, pretrained: bool) -> Any:
         near = difflib.get_close_matches(backbone, timm.list_models(), n=3, cutoff=0.5)
         fix = f"did you mean {', '.join(near)}?" if near else None
         raise UsageError(f"timm knows no backbone {backbone!r}", fix=fix or "see timm.list_models() for all of them")
+    layer = _activation(activation) if activation else None
+    options: dict[str, Any] = {
+        "num_classes": num_findings,
+        "in_chans": in_chans,
+        **({"act_layer": layer} if layer else {}),
+    }
     try:
-        return timm.create_model(backbone, num_classes=num_findings, in_chans=3, pretrained=pretrained)
+        network = timm.create_model(backbone, pretrained=pretrained, **options)
+    except TypeError as error:
+        if layer and "act_layer" in str(error):
+            raise _no_choice(backbone, activation) from error
+        raise
     except RuntimeError as error:
         raise UsageError(f"timm could not make {backbone!r}: {error}", fix="drop the tag, or --pretrained") from error
     except Exception as error:  # the hub's clients raise errors of several libraries when they find no network
@@ -124,6 +152,28 @@ def _create(backbone: str, num_findings: int, pretrained: bool) -> Any:
             f"the pretrained weights of {backbone!r} could not be downloaded",
             fix="check the network, or give the weights as a file with --weights",
         ) from error
+    if layer and not any(isinstance(module, layer) for module in network.modules()):
+        raise _no_choice(backbone, activation)
+    return network
+
+
+def _activation(name: str) -> type[nn.Module]:
+    try:
+        layer = get_act_layer(name)
+    except KeyError as error:
+        raise UsageError(
+            f"timm knows no activation {name!r}", where="activation", fix="take elu, relu, silu, gelu, …"
+        ) from error
+    assert isinstance(layer, type)
+    return layer
+
+
+def _no_choice(backbone: str, activation: str | None) -> UsageError:
+    return UsageError(
+        f"{backbone!r} does not let its activation be chosen, and {activation!r} was asked for",
+        where="activation",
+        fix="leave it unset, or choose another backbone",
+    )
 
 
 def _classifier_name(network: Any, backbone: str) -> str:

@@ -115,7 +115,8 @@ def load_network(run: Path, which: Which = "best") -> tuple[Classifier, RunInfo]
     from damcli.deepauc.network import Classifier
 
     info = read_run(run)
-    network = Classifier(info.recipe.backbone, len(info.findings))
+    recipe = info.recipe
+    network = Classifier(recipe.backbone, len(info.findings), in_chans=recipe.in_chans, activation=recipe.activation)
     restore(network, run, which)
     return network.eval(), info
 

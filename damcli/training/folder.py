@@ -180,7 +180,7 @@ def read_run(run: Path) -> RunInfo:
 def toml(recipe: Recipe, origins: Mapping[str, str]) -> str:
     """Return every resolved setting as TOML, its origin behind it as a comment; unset ones as comments.
 
-    >>> print(toml(Recipe(), {"seed": "--seed"}).splitlines()[5])
+    >>> print(toml(Recipe(), {"seed": "--seed"}).splitlines()[7])
     seed = 0  # --seed
     """
     lines: list[str] = []

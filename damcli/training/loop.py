@@ -54,7 +54,9 @@ def train(
     torch.manual_seed(seeds.key(recipe.seed, "network"))
     begun = resume and checkpoint.read_progress(run) is not None
     weights, pretrained = (None, False) if begun else (recipe.weights, recipe.pretrained)
-    network = Classifier(recipe.backbone, len(dataset.info.findings), weights, pretrained)
+    network = Classifier(
+        recipe.backbone, len(dataset.info.findings), weights, pretrained, recipe.in_chans, recipe.activation
+    )
     timings: dict[str, float] = {}
     if recipe.precision == "auto":
         images = network.as_input(torch.from_numpy(dataset.read(planned.train[: recipe.batch_size])))

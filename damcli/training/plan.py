@@ -40,7 +40,14 @@ class StagePlan:
         stage, parameters = self.stage, network.parameters()
         if stage.optimizer == "pesg":
             return PESG(
-                parameters, loss, stage.lr, stage.gamma, stage.weight_decay, stage.momentum, stage.clip_norm, stage.update
+                parameters,
+                loss,
+                stage.lr,
+                stage.gamma,
+                stage.weight_decay,
+                stage.momentum,
+                stage.clip_norm,
+                stage.update,
             )
         if stage.optimizer == "sgd":
             return torch.optim.SGD(parameters, stage.lr, stage.momentum, weight_decay=stage.weight_decay, fused=True)
@@ -62,6 +69,12 @@ def make(recipe: Recipe, dataset: Dataset, tune_ids: list[str] | None = None) ->
     Raises `DataError` where the dataset cannot be trained on, `UsageError` for settings that do not fit it.
     """
     rows = dataset.rows("train")
+    if recipe.in_chans < dataset.info.contract.channels:
+        raise UsageError(
+            "the scans are in colour, and a network of one channel takes grey ones",
+            where="in_chans",
+            fix="--set in_chans=3, or prepare them with --channels 1",
+        )
     if tune_ids is None:
         patients, truth = dataset.patients(rows), dataset.truth(rows)
         tune = splits.part(patients, truth, recipe.tune_fraction, recipe.seed)

@@ -11,9 +11,9 @@ from damcli.deepauc.network import Classifier
 
 @pytest.fixture(scope="session")
 def make_member():
-    def make(findings, backbone="test_resnet", size=48, channels=1, seed=0):
+    def make(findings, backbone="test_resnet", size=48, channels=1, seed=0, **options):
         torch.manual_seed(seed)
-        network = Classifier(backbone, len(findings)).eval()
+        network = Classifier(backbone, len(findings), **options).eval()
         # Running statistics as after training: at their initial values much would not be tested.
         for name, buffer in network.named_buffers():
             if name.endswith("running_mean"):

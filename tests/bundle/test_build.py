@@ -30,6 +30,18 @@ def test_one_member_equals_pytorch_at_any_batch(model_file, make_member, draw, s
     np.testing.assert_array_equal(model.score(images[..., 0]), model.score(images))
 
 
+@pytest.mark.parametrize(
+    ("backbone", "options", "channels"),
+    [("resnet20_cifar", {"activation": "elu"}, 3), ("test_resnet", {"in_chans": 1}, 1)],
+)
+def test_other_channels_and_activations_equal_pytorch(make_member, draw, tmp_path, backbone, options, channels):
+    member = make_member(["Edema"], backbone, channels=channels, **options)
+    images = draw(4, channels=channels)
+    build.export([member], tmp_path / "toy.onnx", images)
+    scores = Model.open(tmp_path / "toy.onnx", "cpu").score(images)
+    np.testing.assert_allclose(scores, by_torch(member, images), atol=1e-5)
+
+
 def test_an_ensemble_of_other_backbones_sizes_and_findings_is_the_mean_of_those_that_have_a_finding(
     make_member, draw, tmp_path
 ):

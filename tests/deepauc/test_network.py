@@ -175,3 +175,83 @@ def test_pretrained_without_a_network(monkeypatch, tmp_path):
 def test_no_findings():
     with pytest.raises(ValueError, match="num_findings must be at least 1, got 0"):
         Classifier(TINY, 0)
+
+
+@pytest.mark.parametrize("backbone", [TINY, "resnet20_cifar", "test_vit"])
+def test_one_channel_is_grey_as_it_is(backbone):
+    torch.manual_seed(0)
+    size = 160 if backbone == "test_vit" else 64
+    network = Classifier(backbone, 2, in_chans=1).eval()
+    images = network.as_input(grey(size=size))
+    assert network.mean.shape == network.std.shape == (1, 1, 1)
+    config = network.backbone.pretrained_cfg
+    assert network.mean.item() == pytest.approx(sum(config["mean"]) / 3)
+    seen = []
+    network.backbone.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    assert network(images).shape == (2, 2)
+    torch.testing.assert_close(seen[0], (images - network.mean) / network.std)
+
+
+def test_weights_for_colour_are_summed_up_for_grey(tmp_path):
+    torch.manual_seed(0)
+    colour = Classifier(TINY, 3).eval()
+    save_file(colour.backbone.state_dict(), tmp_path / "colour.safetensors")
+    grey_one = Classifier(TINY, 3, weights=tmp_path / "colour.safetensors", in_chans=1).eval()
+    first = colour.backbone.pretrained_cfg["first_conv"]
+    torch.testing.assert_close(
+        grey_one.backbone.get_parameter(first + ".weight"),
+        colour.backbone.get_parameter(first + ".weight").sum(1, keepdim=True),
+    )
+    # The same features where the three channels are normalised alike.
+    for network in (colour, grey_one):
+        network.mean.fill_(0.4), network.std.fill_(0.3)
+    pixels = colour.as_input(grey())
+    features = [net.backbone.forward_features((pixels.expand(-1, n, -1, -1) - 0.4) / 0.3)
+                for net, n in ((colour, 3), (grey_one, 1))]  # fmt: skip
+    torch.testing.assert_close(*features, rtol=1e-4, atol=1e-4)
+
+
+def test_densenet_with_elu_has_no_relu_left():
+    elu, relu = Classifier("densenet121", 1, activation="elu"), Classifier("densenet121", 1)
+    kinds = [{type(m) for m in net.modules()} & {torch.nn.ELU, torch.nn.ReLU} for net in (elu, relu)]
+    assert kinds == [{torch.nn.ELU}, {torch.nn.ReLU}]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "activation", "words"),
+    [(TINY, "eluu", "no activation 'eluu'"), ("dla34", "elu", "'dla34' does not let its activation")],
+)
+def test_an_activation_that_cannot_be_had_is_refused(backbone, activation, words):
+    with pytest.raises(UsageError, match=words):
+        Classifier(backbone, 1, activation=activation)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_chans", [1, 3])
+@pytest.mark.parametrize(
+    ("backbone", "size"),
+    [
+        ("densenet121", 64),
+        ("densenet161", 64),
+        ("densenet169", 64),
+        ("densenet201", 64),
+        ("inception_resnet_v2", 96),
+        ("efficientnet_b0", 64),
+        ("efficientnet_b5", 64),
+        ("resnet18", 64),
+        ("vit_tiny_patch16_224", 224),
+        ("convnext_atto", 64),
+        ("mobilenetv3_small_050", 64),
+        ("swin_tiny_patch4_window7_224", 224),
+        ("regnetx_002", 64),
+    ],
+)
+def test_any_classifier_of_timm_by_name(backbone, size, in_chans):
+    network = Classifier(backbone, 3, in_chans=in_chans).eval()
+    images = network.as_input(grey(size=size))
+    before = network(images)
+    network.reset_classifier(seed=1)
+    after = network(images)
+    assert before.shape == after.shape == (2, 3)
+    assert after.isfinite().all()
+    assert not torch.equal(before, after)
