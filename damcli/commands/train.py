@@ -114,11 +114,13 @@ def _batches(events: Iterator[Event], last: list[Event]) -> Iterator[Step | Scor
 
 
 def _say(event: Event) -> None:
-    from damcli.training.events import EpochDone, PrecisionChosen, StageStarted, Started, Warned
+    from damcli.training.events import Boundary, EpochDone, Noted, PrecisionChosen, StageStarted, Started, Warned
 
     match event:
         case Warned(text):
             console.warn(text)
+        case Noted(text):
+            console.note(text)
         case PrecisionChosen(precision, _, reason):
             console.note(f"precision: {precision} ({reason})")
         case Started():
@@ -131,6 +133,11 @@ def _say(event: Event) -> None:
             console.note(
                 f"stage {event.stage}: {event.loss} by {event.optimizer}, {event.epochs} epochs of {event.steps} steps"
             )
+        case Boundary():
+            rate = f"learning rate {event.lr:.4g}"
+            rate += f" → {event.next_lr:.4g}" if event.next_lr else " to the end"
+            far = f", ‖v − v_ref‖ {event.distance:.4g}" if event.distance is not None else ""
+            console.note(f"stage {event.stage}, after step {event.step}: {rate}{far}")
         case EpochDone():
             each = ", ".join(f"{name} {_figure(value)}" for name, value in event.aurocs.items())
             console.note(

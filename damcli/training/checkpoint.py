@@ -35,13 +35,18 @@ class Best(Strict):
 
 
 class Progress(Strict):
-    """How far a run is: `epoch` and `step` are what is done of `stage`, `steps` the steps of the whole stage."""
+    """How far a run is: `epoch` and `step` are what is done of `stage`, `steps` the steps of the whole stage.
+
+    Per finding: `seen` counts the positives of the epoch so far, `risen` says whether α has left 0 in the stage.
+    """
 
     stage: int = 0
     epoch: int = 0
     step: int = 0
     steps: int = 0
     loss_sum: float = 0.0
+    seen: tuple[int, ...] = ()
+    risen: tuple[bool, ...] = ()
     best: Best | None = None
     metrics_bytes: int = 0
 

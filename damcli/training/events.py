@@ -16,6 +16,13 @@ class Warned:
 
 
 @dataclass(frozen=True)
+class Noted:
+    """Something worth knowing, in words."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class PrecisionChosen:
     """The arithmetic of this run, and the best of the timed steps of each kind in seconds."""
 
@@ -59,6 +66,20 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Boundary:
+    """A stage boundary: the learning rate is divided, or (`next_lr` None) the training stage ends.
+
+    `step` counts the stage's steps before it, `distance` is ‖v − v_ref‖ there (None unless the optimizer is PESG).
+    """
+
+    stage: int
+    step: int
+    lr: float
+    next_lr: float | None
+    distance: float | None
+
+
+@dataclass(frozen=True)
 class Scored:
     """One batch of the tune part was scored."""
 
@@ -89,4 +110,4 @@ class Finished:
     mean_auroc: float
 
 
-Event = Warned | PrecisionChosen | Started | StageStarted | Step | Scored | EpochDone | Finished
+Event = Warned | Noted | PrecisionChosen | Started | StageStarted | Step | Boundary | Scored | EpochDone | Finished

@@ -13,7 +13,7 @@ from damcli.deepauc.network import Classifier
 from damcli.recipes import Recipe
 from damcli.training import checkpoint, folder, launch, plan, scoring, seeds
 from damcli.training.checkpoint import Progress
-from damcli.training.events import Event, PrecisionChosen, Started, Warned
+from damcli.training.events import Event, Noted, PrecisionChosen, Started, Warned
 from damcli.training.interruption import Interruption
 from damcli.training.tracking import Metrics
 from damcli.training.trainer import Trainer
@@ -48,6 +48,8 @@ def train(
     else:
         folder.refuse_used(run)
     planned = plan.make(recipe, dataset, tune_ids)
+    for text in plan.notes(planned, dataset):
+        yield Noted(text)
     for text in plan.warnings(planned, recipe, dataset):
         yield Warned(text)
 

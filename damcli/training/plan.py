@@ -31,7 +31,7 @@ class StagePlan:
     sampler: UniformSampler | BalancedSampler
     prior: list[float] | None
 
-    def loss(self, num_findings: int) -> torch.nn.Module:
+    def loss(self, num_findings: int) -> losses.Loss:
         """Return the stage's loss, its a, b and α at 0."""
         return losses.from_stage(self.stage, num_findings, self.prior)
 
@@ -129,6 +129,17 @@ def _prior(targets: npt.NDArray[np.float32], dataset: Dataset, form: str) -> lis
     return means.tolist()
 
 
+def notes(plan: Plan, dataset: Dataset) -> Iterator[str]:
+    """Yield, in words, where the prior of the loss is the sampler's and not the training set's."""
+    for planned in plan.stages:
+        if planned.prior is not None and planned.stage.sampler == "balanced":
+            share = float(np.nanmean(dataset.targets(plan.train)))
+            yield (
+                f"stage {planned.number}: p is {planned.prior[0]:.3g}, the balanced sampler's share of positives; the "
+                f"training set's is {share:.3g}"
+            )
+
+
 def warnings(plan: Plan, recipe: Recipe, dataset: Dataset) -> Iterator[str]:
     """Yield, in words, what makes the run do less than it seems to."""
     findings = dataset.info.findings
@@ -143,6 +154,7 @@ def warnings(plan: Plan, recipe: Recipe, dataset: Dataset) -> Iterator[str]:
     elif undefined:
         yield f"the tune part does not hold both classes of {', '.join(undefined)}: n/a, and no part of the mean"
     for planned in plan.stages:
+        yield from _late_decays(planned)
         positives = planned.stage.positives
         if planned.stage.sampler == "uniform":
             positives = float(np.nanmean(targets)) if np.isfinite(targets).any() else 0.0
@@ -152,3 +164,14 @@ def warnings(plan: Plan, recipe: Recipe, dataset: Dataset) -> Iterator[str]:
         note = losses.margin_note(planned.loss(len(findings)), batch, recipe.batch_size - batch)
         if note:
             yield f"stage {planned.number}: {note}"
+
+
+def _late_decays(planned: StagePlan) -> Iterator[str]:
+    stage, number = planned.stage, planned.number
+    for name, entries, end in (
+        ("decay_steps", stage.decay_steps, stage.epochs * len(planned.sampler)),
+        ("decay_epochs", stage.decay_epochs, stage.epochs),
+    ):
+        late = [str(entry) for entry in entries if entry >= end]
+        if late:
+            yield f"stage{number}.{name}: {', '.join(late)} never comes, the stage has {end} {name.split('_')[1]}"

@@ -28,8 +28,9 @@ from damcli.metrics import auroc, components
 from damcli.recipes import Recipe, Stage
 from damcli.training import checkpoint, folder, launch, scoring, seeds
 from damcli.training.checkpoint import Best, Progress
-from damcli.training.events import EpochDone, Event, Finished, Scored, StageStarted, Step
+from damcli.training.events import Boundary, EpochDone, Event, Finished, Scored, StageStarted, Step, Warned
 from damcli.training.interruption import Interruption
+from damcli.training.observation import Observation, observe
 from damcli.training.plan import Plan, StagePlan
 from damcli.training.tracking import Metrics
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from damcli.data.store import Dataset
 
-STEPS_PER_RECORD = 10
+STEPS_PER_TIMING = 10
 
 
 @dataclass
@@ -68,7 +69,8 @@ class Trainer:
             if not begun:
                 # In the first stage too: some of timm's last layers start so wide that early steps only shrink them.
                 self.network.reset_classifier(seeds.key(self.recipe.seed, "classifier", planned.number))
-                self.progress = Progress(stage=planned.number)
+                nothing = (0,) * self.network.num_findings
+                self.progress = Progress(stage=planned.number, seen=nothing, risen=(False,) * len(nothing))
             self.loss = planned.loss(self.network.num_findings).to(self.fabric.device)
             self.optimizer = planned.optimizer(self.network, self.loss)
             if begun:
@@ -79,6 +81,7 @@ class Trainer:
             yield StageStarted(planned.number, stage.loss, stage.optimizer, stage.epochs, len(planned.sampler))
             while self.progress.epoch < stage.epochs:
                 yield from self.epoch(planned)
+            yield self.boundary(next_lr=None)
 
     def epoch(self, planned: StagePlan) -> Iterator[Event]:
         batches = planned.sampler.batches(self.progress.epoch)
@@ -87,17 +90,18 @@ class Trainer:
         pin = self.fabric.device.type == "cuda"
         with closing(loader.batches(self.dataset, left, pin=pin)) as loaded:
             for batch in loaded:
-                self.divide_lr(planned.stage)
-                loss = self.learn(batch)
+                yield from self.divide_lr(planned.stage)
+                observed = self.learn(batch)
                 scans += len(batch.rows)
-                self.advance(
-                    step=self.progress.step + 1, steps=self.progress.steps + 1, loss_sum=self.progress.loss_sum + loss
-                )
-                if self.progress.steps % STEPS_PER_RECORD == 0 or self.progress.step == len(batches):
-                    self.record(loss, scans / (time.perf_counter() - started))
-                yield Step(planned.number, self.progress.epoch + 1, self.progress.step, loss)
+                self.note(observed)
+                if self.progress.steps % STEPS_PER_TIMING == 0 or self.progress.step == len(batches):
+                    self.metrics.time(**self.place, scans_per_second=scans / (time.perf_counter() - started))
+                yield Step(planned.number, self.progress.epoch + 1, self.progress.step, observed.loss)
                 self.save_if_due()
         speed = scans / (time.perf_counter() - started)
+        for text in self.doubts():
+            self.metrics.write(event="warning", stage=planned.number, epoch=self.progress.epoch + 1, text=text)
+            yield Warned(text)
 
         scores = yield from self.tune_scores(self.network, self.model)
         aurocs, mean = self.aurocs(scores)
@@ -118,13 +122,13 @@ class Trainer:
             mean_tune_auroc=mean,
             best=better,
         )
-        self.advance(epoch=epoch, step=0, loss_sum=0.0, best=best)
+        self.advance(epoch=epoch, step=0, loss_sum=0.0, seen=(0,) * len(self.progress.seen), best=best)
         if better:
             self.save("best")
         self.save("last")
         yield EpochDone(planned.number, epoch, planned.stage.epochs, loss, aurocs, mean, better, speed)
 
-    def learn(self, batch: loader.Batch) -> float:
+    def learn(self, batch: loader.Batch) -> Observation:
         device, seed, progress = self.fabric.device, self.recipe.seed, self.progress
         # Dropout and the like draw from torch's own generator.
         torch.manual_seed(seeds.key(seed, "step", progress.stage, progress.steps))
@@ -134,25 +138,58 @@ class Trainer:
         draws = self.scan_seeds[batch.rows] ^ seeds.key(seed, "augmentation", progress.stage, progress.steps)
         images = affine(images, self.recipe.augment, torch.from_numpy(draws).to(device))
         logits = self.model(images)
-        loss = self.loss(logits, batch.targets.to(device, non_blocking=True))
-        value = float(loss.item())
-        if not math.isfinite(value):
-            self.refuse_nonfinite(batch, logits, value)
+        logits.retain_grad()
+        targets = batch.targets.to(device, non_blocking=True)
+        loss, losses, present = self.loss.detailed(logits, targets)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
+        observed = observe(self.loss, loss, losses, present, logits, targets, self.network.parameters())
+        if not observed.finite:
+            self.refuse_nonfinite(batch, logits, observed)
         self.optimizer.step()
-        return value
+        return observed
 
-    def divide_lr(self, stage: Stage) -> None:
+    def divide_lr(self, stage: Stage) -> Iterator[Event]:
         progress = self.progress
         due = progress.steps in stage.decay_steps or (progress.step == 0 and progress.epoch in stage.decay_epochs)
         if not (due and progress.steps):
             return
+        yield self.boundary(next_lr=self.lr / stage.divide_lr_by)
         if isinstance(self.optimizer, PESG):
             self.optimizer.end_stage(stage.divide_lr_by)
             return
         for group in self.optimizer.param_groups:
             group["lr"] /= stage.divide_lr_by
+
+    def boundary(self, next_lr: float | None) -> Boundary:
+        """Record a stage boundary as it stands before the reference moves."""
+        distance = float(self.optimizer.distance()) if isinstance(self.optimizer, PESG) else None
+        self.metrics.write(event="boundary", **self.place, lr=self.lr, next_lr=next_lr, distance=distance)
+        return Boundary(self.progress.stage, self.progress.steps, self.lr, next_lr, distance)
+
+    def doubts(self) -> Iterator[str]:
+        """Yield, in words, what went wrong for a finding in the epoch whose steps are done."""
+        progress, findings = self.progress, self.dataset.info.findings
+        where = f"stage {progress.stage}, epoch {progress.epoch + 1}"
+        unseen = [name for name, count in zip(findings, progress.seen, strict=True) if not count]
+        if unseen:
+            yield f"{where}: no positive of {', '.join(unseen)} was met: a balanced sampler or more scans are needed"
+        if not isinstance(self.loss, AUCMarginLoss):
+            return
+        pairs = zip(findings, self.loss.a.tolist(), self.loss.b.tolist(), strict=True)
+        level = [f"{name} (a {a:.3f}, b {b:.3f})" for name, a, b in pairs if a <= b and name not in unseen]
+        if level:
+            yield (
+                f"{where}: a ≤ b for {', '.join(level)}: its positives do not yet score above its negatives; train "
+                f"longer, or try another stage{progress.stage}.lr or ab_start"
+            )
+        last = zip(findings, progress.risen, self.loss.alpha.tolist(), strict=True)
+        flat = [name for name, risen, alpha in last if not (risen or alpha > 0) and name not in unseen]
+        if flat and self.loss.projected and progress.epoch == 0:
+            yield (
+                f"{where}: α of {', '.join(flat)} sat at 0 from the start: the margin {self.loss.margin:g} was met all "
+                f"along, and AUC-M only drew scores to their class means; raise stage{progress.stage}.margin"
+            )
 
     def tune_scores(
         self, network: Classifier, model: torch.nn.Module
@@ -187,14 +224,39 @@ class Trainer:
     def advance(self, **changes: Any) -> None:
         self.progress = self.progress.model_copy(update=changes)
 
-    def record(self, loss: float, speed: float) -> None:
+    @property
+    def lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def place(self) -> dict[str, int]:
+        return {"stage": self.progress.stage, "epoch": self.progress.epoch + 1, "step": self.progress.steps}
+
+    def note(self, observed: Observation) -> None:
+        """Count a step that was made, and record it."""
         progress = self.progress
-        at = {"event": "step", "stage": progress.stage, "epoch": progress.epoch + 1, "step": progress.steps}
-        saddle = {}
-        if isinstance(self.loss, AUCMarginLoss):
-            saddle = {name: getattr(self.loss, name).tolist() for name in ("a", "b", "alpha")}
-        self.metrics.write(**at, loss=loss, lr=self.optimizer.param_groups[0]["lr"], **saddle)
-        self.metrics.time(**at, scans_per_second=speed)
+        alphas = observed.saddle.get("alpha", [0.0] * len(progress.risen))
+        self.advance(
+            step=progress.step + 1,
+            steps=progress.steps + 1,
+            loss_sum=progress.loss_sum + observed.loss,
+            seen=tuple(old + new for old, new in zip(progress.seen, observed.positives, strict=True)),
+            risen=tuple(old or alpha > 0 for old, alpha in zip(progress.risen, alphas, strict=True)),
+        )
+        self.metrics.write(
+            event="step",
+            **self.place,
+            lr=self.lr,
+            loss=observed.loss,
+            gradient_norm=observed.gradient_norm,
+            losses=observed.losses,
+            **observed.saddle,
+            positive_scores=observed.positive_scores,
+            negative_scores=observed.negative_scores,
+            positives=observed.positives,
+            positives_seen=self.progress.seen,
+            logit_gradients=observed.logit_gradients,
+        )
 
     def save_if_due(self) -> None:
         self.leave_if_asked()
@@ -212,9 +274,11 @@ class Trainer:
         checkpoint.save(self.run, which, self.progress, self.network.state_dict(), state)
         self.saved_at = time.monotonic()
 
-    def refuse_nonfinite(self, batch: loader.Batch, logits: torch.Tensor, value: float) -> NoReturn:
+    def refuse_nonfinite(self, batch: loader.Batch, logits: torch.Tensor, observed: Observation) -> NoReturn:
         findings, progress = self.dataset.info.findings, self.progress
         broken = ~torch.isfinite(logits).all(dim=0).cpu()
+        what = "loss" if not math.isfinite(observed.loss) else "gradient's norm"
+        value = observed.loss if what == "loss" else observed.gradient_norm
         named = [name for name, bad in zip(findings, broken.tolist(), strict=True) if bad] or list(findings)
         report = self.run / "nonfinite.json"
         files.write_json(
@@ -223,13 +287,14 @@ class Trainer:
                 "stage": progress.stage,
                 "epoch": progress.epoch + 1,
                 "step": progress.steps + 1,
-                "loss": str(value),
+                "loss": str(observed.loss),
+                "gradient_norm": str(observed.gradient_norm),
                 "findings": named,
                 "scans": self.dataset.ids(batch.rows),
             },
         )
         raise DataError(
-            f"the loss is {value} at stage {progress.stage}, epoch {progress.epoch + 1}, "
+            f"the {what} is {value} at stage {progress.stage}, epoch {progress.epoch + 1}, "
             f"step {progress.step + 1}: {', '.join(named)}",
             where=report,
             fix=f"train again with a lower learning rate: --set stage{progress.stage}.lr=…",
