@@ -21,13 +21,18 @@ if TYPE_CHECKING:
     from damcli.data.writer import Progress
 
 option = partial(typer.Option, show_default=False)
-SIZES = {"chexpert": 320, "table": 224}
+KINDS = ("chexpert", "benchmark", "table")
 VALID_FRACTION = 0.2
 # What only one source understands, by the name of its option.
-CHEXPERT_ONLY = ("findings", "views")
-TABLE_ONLY = (
-    "label_columns", "image_column", "patient_column", "study_column", "view_column", "split_column", "images",
-)  # fmt: skip
+ONLY = {
+    "findings": "chexpert",
+    "views": "chexpert",
+    "imratio": "benchmark",
+    **dict.fromkeys(
+        ("label_columns", "image_column", "patient_column", "study_column", "view_column", "split_column", "images"),
+        "table",
+    ),
+}
 
 
 def read(
@@ -46,20 +51,23 @@ def read(
     understand, `DataError` for a table that cannot be used or a patient with scans in two splits.
     """
     from damcli.data import labels
-    from damcli.data.sources import chexpert, table
+    from damcli.data.sources import benchmark, chexpert, table
 
     given = {name: value for name, value in special.items() if value is not None}
     for name in given:
-        if kind not in SIZES or name not in (CHEXPERT_ONLY if kind == "chexpert" else TABLE_ONLY):
-            other = "table" if name in TABLE_ONLY else "chexpert"
-            raise UsageError(f"--{name.replace('_', '-')} belongs to `damcli prepare {other}`", fix="leave it out")
+        if ONLY[name] != kind:
+            raise UsageError(f"--{name.replace('_', '-')} belongs to `damcli prepare {ONLY[name]}`", fix="leave it out")
     path = path or Path.cwd()
     if kind == "chexpert":
         source = chexpert.read(path, **given)
+    elif kind == "benchmark":
+        source = benchmark.read(path, seed=seed, **given)
     elif kind == "table":
         source = table.read(path, given.pop("label_columns", ()), **given)
     else:
-        raise UsageError(f"there is no source {kind!r}", where="SOURCE", fix=f"choose {' or '.join(SIZES)}")
+        raise UsageError(
+            f"there is no source {kind!r}", where="SOURCE", fix=f"choose {', '.join(KINDS[:-1])} or {KINDS[-1]}"
+        )
     if not len(source.scans):
         raise DataError("no scan is left to prepare", where=source.root)
     source = replace(source, policies=labels.with_rules(source.policies, uncertain, blank))
@@ -71,7 +79,7 @@ def prepare(
     output: Path,
     *,
     size: int | None = None,
-    channels: Literal[1, 3] = 1,
+    channels: Literal[1, 3] | None = None,
     fit: Literal["pad", "stretch", "crop"] = "pad",
     seed: int = 0,
     workers: int | None = None,
@@ -79,14 +87,14 @@ def prepare(
 ) -> Iterator[Progress]:
     """Write `source` as a dataset to `output`; yields where it starts (0 unless it continues), then once per scan.
 
-    `size` defaults to the source's, `workers` to the number of cores at hand; 0 decodes in this process. Called again
-    after it was killed, it continues. Raises what `damcli.data.writer.write` does.
+    `size` and `channels` default to the source's, `workers` to the number of cores at hand; 0 decodes in this process.
+    Called again after it was killed, it continues. Raises what `damcli.data.writer.write` does.
     """
     from damcli.data.images import Contract
     from damcli.data.workers import cores, decode
     from damcli.data.writer import write
 
-    contract = Contract(size=size or SIZES[source.name], channels=channels, fit=fit)
+    contract = Contract(size=size or source.size, channels=channels or source.channels, fit=fit)
     processes = cores() if workers is None else workers
     return write(
         output,
@@ -134,13 +142,13 @@ def _rows(counts: dict[str, dict[str, Counts]]) -> list[list[str]]:
     ]
 
 
-def _say(source: Source, output: Path, size: int, channels: str, fit: str) -> None:
+def _say(source: Source, output: Path, size: int, channels: int, fit: str) -> None:
     for note in source.notes:
         console.note(note)
     rules = ", ".join(f"{finding} {policy.uncertain}" for finding, policy in source.policies.items())
     blanks = ", ".join(sorted({policy.blank for policy in source.policies.values()}))
     console.note(f"uncertain labels: {rules}; blank labels: {blanks}")
-    console.note(f"writing {output}: {size} x {size} pixels, {'grey' if channels == '1' else 'colour'}, fit {fit}")
+    console.note(f"writing {output}: {size} x {size} pixels, {'grey' if channels == 1 else 'colour'}, fit {fit}")
 
 
 def _split_list(text: str | None) -> list[str] | None:
@@ -148,16 +156,21 @@ def _split_list(text: str | None) -> list[str] | None:
 
 
 def command(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="chexpert; or table, any CSV of images and labels.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="chexpert; benchmark (CIFAR …); table (any CSV).")
+    ],
     path: Annotated[Path | None, typer.Argument(metavar="PATH", help="The folder or CSV. Default: here.")] = None,
     output: options.Output = None,
-    size: Annotated[int | None, option(metavar="N", min=8, max=4096, help="Pixels (320; table 224).")] = None,
-    channels: Annotated[Literal["1", "3"], option(help="1 (default): grey; 3: colour.")] = "1",
+    size: Annotated[
+        int | None, option(metavar="N", min=8, max=4096, help="Pixels; default: the source's.")
+    ] = None,
+    channels: Annotated[Literal["1", "3"] | None, option(help="1: grey (benchmark: as is); 3: colour.")] = None,
     fit: Annotated[Literal["pad", "stretch", "crop"], option(help="To square; default pad.")] = "pad",
     uncertain: Annotated[str | None, option(metavar="RULES", help='A rule, or "Edema=ones,Fracture=0.5".')] = None,
     blank: Annotated[Literal["negative", "missing"] | None, option(help="What blank labels mean.")] = None,
     findings: Annotated[str | None, option(metavar="NAMES", help="chexpert: a,b,c. Default: the five.")] = None,
     views: Annotated[Literal["frontal", "all"] | None, option(help="chexpert: default frontal.")] = None,
+    imratio: Annotated[float | None, option(metavar="X", help="benchmark: share of positives to leave.")] = None,
     label_columns: Annotated[str | None, option(metavar="NAMES", help="table: the findings, a,b,c.")] = None,
     image_column: Annotated[str | None, option(metavar="NAME", help="table: the image files.")] = None,
     patient_column: Annotated[str | None, option(metavar="NAME", help="table: what scans are split by.")] = None,
@@ -190,6 +203,7 @@ def command(
         seed=seed or 0,
         findings=_split_list(findings),
         views=views,
+        imratio=imratio,
         label_columns=_split_list(label_columns),
         image_column=image_column,
         patient_column=patient_column,
@@ -198,15 +212,15 @@ def command(
         split_column=split_column,
         images=images,
     )
-    output = output or Path("data", source)
-    size = size or SIZES[source]
-    _say(taken, output, size, channels, fit)
+    output = output or Path("data", taken.name.rpartition(":")[2])
+    size = size or taken.size
+    depth: Literal[1, 3] = taken.channels if channels is None else 1 if channels == "1" else 3
+    _say(taken, output, size, depth, fit)
     if dry_run:
         _show_plan(taken)
         return
-    grey_or_colour: Literal[1, 3] = 1 if channels == "1" else 3
     steps = prepare(
-        taken, output, size=size, channels=grey_or_colour, fit=fit, seed=seed or 0, workers=workers,
+        taken, output, size=size, channels=depth, fit=fit, seed=seed or 0, workers=workers,
         max_rejected=max_rejected,
     )  # fmt: skip
     _work(steps, output, len(taken.refused))

@@ -61,6 +61,32 @@ def part(
     return by_patient(patients, truth, {"rest": 1 - fraction, "part": fraction}, seed) == "part"
 
 
+def imbalanced(positive: npt.NDArray[np.bool_], imratio: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Return which scans stay when positives are removed at random until they are `imratio` of all.
+
+    `positive` is bool (N,); every negative stays, and as many positives as bring their share nearest to `imratio`, at
+    least one. Depends on `seed` and the order of the scans only. The paper's benchmarks are made so (ALGORITHM
+    section 8). Raises `ValueError` for an `imratio` outside (0, 1) or above the share that is there.
+
+    >>> kept = imbalanced(np.arange(100) < 50, 0.1, seed=0)
+    >>> int(kept[:50].sum()), int(kept[50:].sum())
+    (6, 50)
+    """
+    positives = np.flatnonzero(positive)
+    negatives = len(positive) - len(positives)
+    if not 0 < imratio < 1:
+        raise ValueError(f"imratio must lie in (0, 1), got {imratio}")
+    left = max(round(imratio * negatives / (1 - imratio)), 1)
+    if left > len(positives):
+        raise ValueError(
+            f"imratio must not exceed the share of positives there is, {len(positives) / max(len(positive), 1):.3g}, "
+            f"got {imratio:g}"
+        )
+    kept = ~np.asarray(positive, np.bool_)
+    kept[np.random.default_rng(seed).permutation(positives)[:left]] = True
+    return kept
+
+
 def crossing(patients: Sequence[str | None], splits: Sequence[str | None]) -> list[tuple[int, int]]:
     """Return, for each patient with scans in two splits, the row numbers of two such scans.
 

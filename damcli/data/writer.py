@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from damcli import files
-from damcli.data import journal, labels, shards
+from damcli.data import images, journal, labels, shards
 from damcli.data.images import Contract
 from damcli.data.sources import Source
 from damcli.data.store import SCHEMA_VERSION, UNFINISHED, Counts, DatasetInfo, Shard, column, count, read_info, shape
@@ -97,7 +97,10 @@ def _decode(
     stamps: deque[bytes] = deque()
     digest = hashlib.sha256()
     with ExitStack() as decoding, ExitStack() as writing:
-        decoded = decode(journal.watched(paths[first:], stamps))
+        files_of_scans = journal.watched(paths[first:], stamps)
+        decoded = (
+            decode(files_of_scans) if source.pixels is None else _unpacked(source, contract, files_of_scans, first)
+        )
         if isinstance(decoded, Generator):  # which ends its worker processes
             decoding.callback(decoded.close)
         shard: shards.Writer | None = None
@@ -124,6 +127,13 @@ def _decode(
     if not done.parts or reasons.total() > allowed:
         raise _too_many(reasons, total, source)
     return done.model_copy(update={"rejected": tuple(rejected.items())})
+
+
+def _unpacked(source: Source, contract: Contract, watched: Iterator[Path], first: int) -> Iterator[Decoded]:
+    """Yield the scans of files that hold many, from row `first` on: there is nothing to decode."""
+    assert source.pixels is not None
+    for row, (_, pixels) in enumerate(zip(watched, source.pixels(first), strict=True), first):
+        yield Decoded(row, images.resize(pixels, contract), "ok", "")
 
 
 def _finish(path: Path, source: Source, contract: Contract, seed: int, done: journal.Journal) -> None:

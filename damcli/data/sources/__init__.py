@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from damcli.data.labels import Policy
 from damcli.errors import DataError, UsageError
@@ -21,7 +24,10 @@ class Source:
 
     `scans` has a row per scan: id (unique, relative to `root`, with /), path (absolute), patient, study, view, split
     (text, null where not known), one float column "label:<finding>" (1, 0, -1, null = blank) per finding, then
-    metadata columns. `refused` holds (path as written, reason) of rows that name no scan inside `root`.
+    metadata columns. `refused` holds (path as written, reason) of rows that name no scan inside `root`. `size` and
+    `channels` are what the source is prepared at unless another is asked for. Where a file holds many scans, `path` is
+    that file and `pixels(first)` yields the scans in the order of `scans` from row `first` on, uint8 (H, W) or
+    (H, W, 3).
     """
 
     name: str
@@ -31,6 +37,9 @@ class Source:
     policies: dict[str, Policy]
     notes: list[str]
     refused: list[tuple[str, str]] = field(default_factory=list)
+    size: int = 224
+    channels: Literal[1, 3] = 1
+    pixels: Callable[[int], Iterator[NDArray[np.uint8]]] | None = None
 
 
 def read_csv(path: Path) -> pl.DataFrame:

@@ -77,7 +77,8 @@ def read(path: Path, findings: Sequence[str] | None = None, views: Literal["fron
             f"{blank} scans have no patient in their Path: each counts as one of its own, so patients may leak"
         )
     scans, refused = assemble(table["name"].to_list(), tree, table.drop("name"))
-    return Source("chexpert", tree, scans, wanted, {f: chexpert_policy(f) for f in wanted}, notes, refused)
+    policies = {f: chexpert_policy(f) for f in wanted}
+    return Source("chexpert", tree, scans, wanted, policies, notes, refused, size=320)
 
 
 def _is_tree(folder: Path) -> bool:
