@@ -126,7 +126,7 @@ def test_all_scans_unreadable(tmp_path: Path) -> None:
         (("chexpert", "absent"), 2, ("no such folder", "absent", "fix")),
         (("chexpert",), 3, ("neither train.csv nor valid.csv", "fix")),
         (("table",), 2, ("which table", "fix")),
-        (("pacs", "."), 2, ("'pacs'", "chexpert or table")),
+        (("pacs", "."), 2, ("'pacs'", "chexpert, benchmark or table")),
         (("chexpert", ".", "--image-column", "x"), 2, ("--image-column", "damcli prepare table")),
         (("table", ".", "--views", "all"), 2, ("--views", "damcli prepare chexpert")),
         (("chexpert", ".", "--fit", "squeeze"), 2, ("squeeze", "stretch")),
