@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from damcli import __version__, console
-from damcli.commands import demo, evaluate, export, info, predict, prepare, train
+from damcli.commands import demo, evaluate, export, info, predict, prepare, reproduce, train
 from damcli.errors import DamcliError, MachineError, UsageError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 for room in (prepare, train, evaluate, export, predict, demo):
     app.command(room.__name__.rsplit(".", 1)[-1])(room.command)
+app.add_typer(reproduce.app, name="reproduce")
 app.add_typer(info.app, name="info")
 
 

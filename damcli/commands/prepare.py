@@ -156,14 +156,10 @@ def _split_list(text: str | None) -> list[str] | None:
 
 
 def command(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="chexpert; benchmark (CIFAR …); table (any CSV).")
-    ],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="chexpert; benchmark (CIFAR …); table (any CSV).")],
     path: Annotated[Path | None, typer.Argument(metavar="PATH", help="The folder or CSV. Default: here.")] = None,
     output: options.Output = None,
-    size: Annotated[
-        int | None, option(metavar="N", min=8, max=4096, help="Pixels; default: the source's.")
-    ] = None,
+    size: Annotated[int | None, option(metavar="N", min=8, max=4096, help="Pixels; default: the source's.")] = None,
     channels: Annotated[Literal["1", "3"] | None, option(help="1: grey (benchmark: as is); 3: colour.")] = None,
     fit: Annotated[Literal["pad", "stretch", "crop"], option(help="To square; default pad.")] = "pad",
     uncertain: Annotated[str | None, option(metavar="RULES", help='A rule, or "Edema=ones,Fracture=0.5".')] = None,

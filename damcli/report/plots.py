@@ -42,7 +42,7 @@ def roc(panels: Mapping[str, Sequence[RocLine]], path: Path) -> None:
     names = list(dict.fromkeys(line.name for lines in panels.values() for line in lines))
     style = {name: _style(number) for number, name in enumerate(names)}
     longest = max(len(lines) for lines in panels.values())
-    with _figure(path, (5.0 * len(panels), 5.6 + 0.2 * longest)) as figure:
+    with figure_at(path, (5.0 * len(panels), 5.6 + 0.2 * longest)) as figure:
         for number, (title, lines) in enumerate(panels.items(), 1):
             axes = figure.add_subplot(1, len(panels), number)
             axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=(0, (1, 3)))
@@ -71,7 +71,7 @@ def curves(metrics_jsonl: Path, path: Path) -> None:
     epochs = _epochs(metrics_jsonl)
     stages = list(dict.fromkeys(epoch["stage"] for epoch in epochs))
     findings = list(dict.fromkeys(finding for epoch in epochs for finding in epoch["tune_auroc"]))
-    with _figure(path, (12.0, 4.2)) as figure:
+    with figure_at(path, (12.0, 4.2)) as figure:
         losses, aurocs = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
         for number, stage in enumerate(stages):
             shown = [None if epoch["stage"] != stage else epoch["loss"] for epoch in epochs]
@@ -121,7 +121,7 @@ def _style(number: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _figure(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
+def figure_at(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
     """Yield a figure with matplotlib's default style, whatever the user has set; save it whole at the end."""
     from matplotlib import style
     from matplotlib.figure import Figure
