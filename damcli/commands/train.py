@@ -134,10 +134,12 @@ def _say(event: Event) -> None:
                 f"stage {event.stage}: {event.loss} by {event.optimizer}, {event.epochs} epochs of {event.steps} steps"
             )
         case Boundary():
-            rate = f"learning rate {event.lr:.4g}"
-            rate += f" → {event.next_lr:.4g}" if event.next_lr else " to the end"
             far = f", ‖v − v_ref‖ {event.distance:.4g}" if event.distance is not None else ""
-            console.note(f"stage {event.stage}, after step {event.step}: {rate}{far}")
+            if event.next_lr is None:
+                console.note(f"stage {event.stage} ends after step {event.step}: learning rate {event.lr:.4g}{far}")
+            else:
+                rates = f"{event.lr:.4g} → {event.next_lr:.4g}"
+                console.note(f"stage {event.stage}, after step {event.step}: learning rate {rates}{far}")
         case EpochDone():
             each = ", ".join(f"{name} {_figure(value)}" for name, value in event.aurocs.items())
             console.note(
