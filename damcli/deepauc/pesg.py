@@ -262,3 +262,5 @@ def _check(group: dict[str, Any], update: str) -> None:
     for p in group["params"]:
         if p.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"params must be float32 or float64, got {p.dtype}: train under autocast instead")
+    if len(dtypes := {p.dtype for p in group["params"]}) > 1:
+        raise ValueError(f"params of one group must be of one dtype, got {', '.join(sorted(map(str, dtypes)))}")

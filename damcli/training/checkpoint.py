@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress", "load_network", "load_state", "load_weights", "read_progress", "read_run", "restore", "save"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: PESG keeps its pull in place of the reference; what a stage has seen of each finding
 MODEL, TRAINING, STATE = "model.safetensors", "training.safetensors", "state.json"
 MEND = "take it from a backup, or train again"
 Which = Literal["last", "best"]

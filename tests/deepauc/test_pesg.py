@@ -367,6 +367,7 @@ def test_it_learns(kind):
         ({"loss": CrossEntropyLoss()}, "loss must be an AUC loss.* CrossEntropyLoss"),
         ({"params": []}, "params must hold"),
         ({"params": [nn.Parameter(torch.zeros(1).half())]}, "float16: train under autocast"),
+        ({"params": [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1).double())]}, "one dtype, got .*float64"),
         ({"params": [{"params": [nn.Parameter(torch.zeros(1))], "leaning_rate": 1}]}, "leaning_rate"),
         ({"params": [{"params": [nn.Parameter(torch.zeros(1))], "lr": 600.0}]}, "lr·gamma must be below 1"),
     ],
