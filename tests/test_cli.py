@@ -13,7 +13,8 @@ import pytest
 from damcli.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ["prepare", "train", "evaluate", "export", "predict", "demo", "info"]
+COMMANDS = ["prepare", "train", "evaluate", "export", "predict", "demo", "reproduce", "info"]
+BELOW = [["info", "doctor"], *(["reproduce", name] for name in ("figure1", "table1", "ablations"))]
 
 
 def damcli(*arguments, **options):
@@ -21,7 +22,7 @@ def damcli(*arguments, **options):
     return subprocess.run([sys.executable, "-m", "damcli", *arguments], **options)
 
 
-@pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS], ["info", "doctor"]])
+@pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS], *BELOW])
 def test_help_imports_nothing_heavy_and_fits_a_screen(command):
     code = (
         "import sys\n"
@@ -35,7 +36,7 @@ def test_help_imports_nothing_heavy_and_fits_a_screen(command):
     assert len(done.stdout.splitlines()) <= 48, "help must fit one screen"
 
 
-@pytest.mark.parametrize("command", [[name] for name in COMMANDS if name != "info"] + [["info", "doctor"]])
+@pytest.mark.parametrize("command", [[name] for name in COMMANDS if name not in ("info", "reproduce")] + BELOW)
 def test_every_command_has_an_example_in_its_help(command):
     assert "damcli " + " ".join(command) in damcli(*command, "--help").stdout.split("\n", 2)[2]
 
@@ -44,7 +45,7 @@ def test_every_command_is_in_the_readme_and_in_the_architecture_page():
     names = [command.name for command in app.registered_commands] + [group.name for group in app.registered_groups]
     assert names == COMMANDS
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in names:
+    for name in [*names, *(" ".join(command) for command in BELOW)]:
         assert f"damcli {name}" in readme, f"README.md does not show `damcli {name}`"
 
 
