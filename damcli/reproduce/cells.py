@@ -6,6 +6,7 @@ Every run is an ordinary run folder of `damcli train`; a killed experiment goes 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import polars as pl
 from damcli import files
 from damcli.data import splits
 from damcli.data.store import Dataset
-from damcli.errors import UsageError
+from damcli.errors import DataError, UsageError
 from damcli.metrics import Estimate, components, estimate
 from damcli.recipes import Recipe
 from damcli.report import tables
@@ -45,9 +46,12 @@ class Cell:
 
     @property
     def tuned(self) -> float | None:
-        """Its best AUROC on the tune part, None while it is not trained to its end."""
+        """Its best AUROC on the tune part, nan where undefined; None while it is not trained to its end."""
         file = self.run / TUNED
-        return float(files.read_json(file, "experiment")["tune_auroc"]) if file.is_file() else None
+        if not file.is_file():
+            return None
+        found = files.read_json(file, "experiment")["tune_auroc"]
+        return math.nan if found is None else float(found)
 
 
 def check(dataset: Dataset) -> None:
@@ -119,12 +123,23 @@ def _train(cell: Cell, recipe_name: str, device: str) -> Generator[Step | Warned
             if isinstance(event, Step | Warned):
                 yield event
             elif isinstance(event, Finished):
-                files.write_json(cell.run / TUNED, {"tune_auroc": event.mean_auroc, "best_epoch": event.best_epoch})
+                found = None if math.isnan(event.mean_auroc) else event.mean_auroc
+                files.write_json(cell.run / TUNED, {"tune_auroc": found, "best_epoch": event.best_epoch})
 
 
 def best(cells: Sequence[Cell]) -> Cell:
-    """Return the trained cell with the highest AUROC on the tune part, the first of equals."""
-    return max(cells, key=lambda cell: -1.0 if cell.tuned is None or np.isnan(cell.tuned) else cell.tuned)
+    """Return the trained cell with the highest AUROC on the tune part, the first of equals.
+
+    Raises `DataError` where there is something to choose, and nothing to choose by.
+    """
+    found = [math.nan if cell.tuned is None else cell.tuned for cell in cells]
+    if len(cells) > 1 and np.isnan(found).all():
+        raise DataError(
+            "the validation part does not hold both classes, so nothing can be chosen by it",
+            where=cells[0].dataset.path,
+            fix="leave more positives (--imratio), a larger part (--set tune_fraction=0.2), or one point of the grid",
+        )
+    return cells[int(np.nanargmax(found))] if len(cells) > 1 else cells[0]
 
 
 def tested(cell: Cell) -> Estimate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +163,12 @@ def write(experiment: Experiment, rows: Sequence[Row]) -> dict[str, Any]:
                 "chosen": row.point,
                 "paper": paper(experiment, row.loss),
                 "cells": [
-                    {"seed": seed, "tune_auroc": tune, "test_auroc": test._asdict(), "run": str(path)}
+                    {
+                        "seed": seed,
+                        "tune_auroc": None if math.isnan(tune) else tune,
+                        "test_auroc": test._asdict(),
+                        "run": str(path),
+                    }
                     for seed, tune, test, path in zip(experiment.seeds, row.tune, row.test, row.runs, strict=True)
                 ],
             }

@@ -135,6 +135,7 @@ def test_pixels_are_exact_and_the_second_half_of_the_classes_is_positive(tmp_pat
     assert dataset.info.source == f"benchmark:{kind.split('-')[0]}"
     assert dataset.info.findings == ("positive",)
     assert dataset.info.contract.channels == 3
+    assert any("images without labels" in note for note in dataset.info.notes) == (kind == "stl10")
     for split, (images, labels) in made.items():
         rows = dataset.rows(split)
         assert np.array_equal(dataset.read(rows), images)
@@ -334,6 +335,8 @@ def damage(folder: Path, what: str) -> None:
         (folder / "data_batch_2").write_bytes(pickle.dumps({b"data": [1], b"labels": [1]}, 4))
     elif what == "labels short":
         (folder / "data_batch_2").write_bytes(python_2_pickle(np.zeros((3, 3072), np.uint8), [1, 2], b"labels"))
+    elif what == "other key":
+        (folder / "data_batch_2").write_bytes(python_2_pickle(np.zeros((1, 3072), np.uint8), [1], b"fine_labels"))
     elif what == "label too large":
         (folder / "data_batch_2").write_bytes(python_2_pickle(np.zeros((1, 3072), np.uint8), [10], b"labels"))
     elif what == "missing":
@@ -346,6 +349,7 @@ def damage(folder: Path, what: str) -> None:
         ("cut pickle", "no CIFAR file"),
         ("other data", "no uint8 data"),
         ("labels short", "one number per image"),
+        ("other key", "one number per image"),
         ("label too large", "from 10 to 10, of 10 classes"),
         ("missing", "cannot be read: No such file"),
     ],

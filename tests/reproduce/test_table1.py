@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from damcli.cli import main
 from damcli.data.store import Dataset
-from damcli.errors import UsageError
+from damcli.errors import DataError, UsageError
 from damcli.reproduce import cells, table1
 from damcli.training.events import Step
 
@@ -177,3 +177,12 @@ def test_bad_input_is_named(benchmark, tmp_path, capsys, arguments, words):
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_validation_part_of_one_class_chooses_nothing(make, benchmark, tmp_path):
+    """Three positives in all: whole patients, so that the tune part may go without."""
+    with pytest.raises(DataError, match="does not hold both classes"):
+        for seed in range(8):
+            experiment = make(tmp_path / str(seed), losses=("aucs",), seeds=(seed,), imratio=0.02)
+            for _ in table1.run(experiment, "cpu"):
+                pass

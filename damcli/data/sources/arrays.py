@@ -57,7 +57,7 @@ def cifar(folder: Path) -> list[Block]:
             # CIFAR-100 gives the coarse label first.
             labels, pixels = records[:, label_bytes - 1].astype(np.int64), partial(_binary, file, label_bytes)
         else:
-            labels, pixels = np.asarray(_unpickled(file).get(key, ()), np.int64), partial(_pixels, file)
+            labels, pixels = np.array(_unpickled(file, key)[key], np.int64), partial(_pixels, file, key)
         _check_labels(labels, classes, file)
         blocks.append(Block(file, split, labels, partial(_planes, pixels), side=32, colour=True))
     return blocks
@@ -123,7 +123,8 @@ class _Plain(pickle.Unpickler):
         raise DataError(f"this pickle asks for {module}.{name}, which no CIFAR file needs: nothing of it was run")
 
 
-def _unpickled(file: Path) -> dict[bytes, Any]:
+def _unpickled(file: Path, key: bytes) -> dict[bytes, Any]:
+    """Read a batch of CIFAR's, whose labels are under `key`."""
     try:
         with file.open("rb") as handle:
             loaded = _Plain(handle, encoding="bytes").load()
@@ -136,14 +137,14 @@ def _unpickled(file: Path) -> dict[bytes, Any]:
     data = loaded.get(b"data") if isinstance(loaded, dict) else None
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != RECORD:
         raise DataError(f"this is no CIFAR file: it holds no uint8 data of {RECORD} bytes an image", where=file)
-    labels = loaded.get(b"labels", loaded.get(b"fine_labels"))
+    labels = loaded.get(key)
     if not isinstance(labels, list) or len(labels) != len(data) or not all(isinstance(x, int) for x in labels):
         raise DataError("this is no CIFAR file: its labels are not one number per image", where=file)
     return dict(loaded)
 
 
-def _pixels(file: Path) -> Image:
-    return np.asarray(_unpickled(file)[b"data"])
+def _pixels(file: Path, key: bytes) -> Image:
+    return np.asarray(_unpickled(file, key)[b"data"])
 
 
 def _binary(file: Path, label_bytes: int) -> Image:

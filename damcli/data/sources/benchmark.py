@@ -128,6 +128,8 @@ def _of_arrays(name: str, root: Path, blocks: list[Block], imratio: float | None
         images = chain.from_iterable(block.images() for block in blocks)
         return islice(compress(images, kept.tolist()), first, None)
 
+    if (root / "unlabeled_X.bin").is_file():
+        notes.append("the images without labels are left out")
     taken = ", ".join(f"{number} {part}" for part, number in counted.items())
     return Source(
         f"benchmark:{name}", root, scans, list(columns), {finding: Policy() for finding in columns},
