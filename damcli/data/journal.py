@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from damcli import files
 from damcli.config import Strict
+from damcli.data.images import region
 from damcli.data.sources import locate
 from damcli.data.store import UNFINISHED, Shard
 from damcli.errors import DataError, UsageError
@@ -30,7 +31,7 @@ class Part(Strict):
 
 
 class Journal(Strict):
-    """The finished shards, and (row, reason) of the scans that were refused among the first `consumed`.
+    """The finished shards, and (row, text) of the scans refused, and of those remarkable, among the first `consumed`.
 
     `inputs` is the hash of source and settings: only with the same ones does a dataset continue.
     """
@@ -38,6 +39,7 @@ class Journal(Strict):
     inputs: str
     parts: tuple[Part, ...] = ()
     rejected: tuple[tuple[int, str], ...] = ()
+    remarks: tuple[tuple[int, str], ...] = ()
 
     @property
     def consumed(self) -> int:
@@ -72,7 +74,10 @@ def resume(path: Path, inputs: str, paths: Sequence[str]) -> Journal:
         if file.name not in keep:
             file.unlink(missing_ok=True)
     consumed = kept[-1].consumed if kept else 0
-    return Journal(inputs=inputs, parts=kept, rejected=tuple(pair for pair in journal.rejected if pair[0] < consumed))
+    rejected, remarks = (
+        tuple(pair for pair in pairs if pair[0] < consumed) for pairs in (journal.rejected, journal.remarks)
+    )
+    return Journal(inputs=inputs, parts=kept, rejected=rejected, remarks=remarks)
 
 
 def leave(path: Path) -> None:
@@ -115,7 +120,8 @@ def _still_good(path: Path, journal: Journal, paths: Sequence[str]) -> Iterator[
         begin = part.consumed
 
 
-def _stamp(file: Path) -> bytes:
+def _stamp(path: Path) -> bytes:
+    file, _ = region(path)
     try:
         status = os.stat(file)  # noqa: PTH116
     except OSError:

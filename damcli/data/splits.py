@@ -61,10 +61,27 @@ def part(
     return by_patient(patients, truth, {"rest": 1 - fraction, "part": fraction}, seed) == "part"
 
 
+def folds(
+    patients: Sequence[str | None], truth: npt.NDArray[np.float64], number: int, seed: int
+) -> npt.NDArray[np.int32]:
+    """Return the fold of each scan, 0 to `number` - 1: whole patients, positives and scans spread evenly.
+
+    Shapes as in `by_patient`. Raises `ValueError` for fewer than two folds, or more than there are patients.
+
+    >>> np.bincount(folds(list("aabbccdd"), np.ones((8, 1)), 4, seed=0)).tolist()
+    [2, 2, 2, 2]
+    """
+    groups = len(_groups(patients)[1])
+    if not 2 <= number <= groups:
+        raise ValueError(f"folds must lie between 2 and the number of patients, {groups}, got {number}")
+    names = {str(fold): 1 / number for fold in range(number)}
+    return by_patient(patients, truth, names, seed).astype(np.int32)
+
+
 def imbalanced(positive: npt.NDArray[np.bool_], imratio: float, seed: int) -> npt.NDArray[np.bool_]:
     """Return which scans stay when positives are removed at random until they are `imratio` of all.
 
-    `positive` is bool (N,); every negative stays, and as many positives as bring their share nearest to `imratio`, at
+    `positive` is bool (N,); every negative stays, and as many positives as keep their share at or below `imratio`, at
     least one. Depends on `seed` and the order of the scans only. The paper's benchmarks are made so (ALGORITHM
     section 8). Raises `ValueError` for an `imratio` outside (0, 1) or above the share that is there.
 
@@ -76,7 +93,8 @@ def imbalanced(positive: npt.NDArray[np.bool_], imratio: float, seed: int) -> np
     negatives = len(positive) - len(positives)
     if not 0 < imratio < 1:
         raise ValueError(f"imratio must lie in (0, 1), got {imratio}")
-    left = max(round(imratio * negatives / (1 - imratio)), 1)
+    # Rounded first: 0.1 x 900 / 0.9 falls a hair short of 100.
+    left = max(int(round(imratio * negatives / (1 - imratio), 9)), 1)
     if left > len(positives):
         raise ValueError(
             f"imratio must not exceed the share of positives there is, {len(positives) / max(len(positive), 1):.3g}, "

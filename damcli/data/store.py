@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from damcli import files
 from damcli.config import Strict
 from damcli.data import labels, shards
+from damcli.data.audit import Concern
 from damcli.data.images import Contract
 from damcli.data.labels import Policy
 from damcli.errors import DataError, UsageError
@@ -43,7 +44,8 @@ class DatasetInfo(Strict):
     """What `dataset.json` says.
 
     `splits` holds the scans per split, `counts` the labels by split and finding, `fingerprint` a hash of pixels,
-    labels, splits and settings (not of where the files lay), `inputs` a hash of what `prepare` was given.
+    labels, splits and settings (not of where the files lay), `inputs` a hash of what `prepare` was given, `audit` what
+    was found that may make figures too good.
     """
 
     schema_version: int
@@ -56,6 +58,7 @@ class DatasetInfo(Strict):
     counts: dict[str, dict[str, Counts]]
     rejected: int
     notes: tuple[str, ...]
+    audit: tuple[Concern, ...] = ()
     shards: tuple[Shard, ...]
     manifest_sha256: str
     inputs: str

@@ -15,7 +15,8 @@ import numpy as np
 import polars as pl
 
 from damcli import files
-from damcli.data import images, journal, labels, shards
+from damcli.data import audit, images, journal, labels, shards
+from damcli.data.audit import Print
 from damcli.data.images import Contract
 from damcli.data.sources import Source
 from damcli.data.store import SCHEMA_VERSION, UNFINISHED, Counts, DatasetInfo, Shard, column, count, read_info, shape
@@ -42,6 +43,7 @@ def write(
     *,
     seed: int = 0,
     max_rejected: float = 0.05,
+    allow_leaks: bool = False,
     shard_scans: int = shards.SHARD_SCANS,
 ) -> Iterator[Progress]:
     """Decode the scans of `source` into a dataset at `path`; yields where it starts, then once per scan.
@@ -51,7 +53,8 @@ def write(
     same is left as it is. Images are never in memory together.
 
     Raises `UsageError` if `path` holds anything else or another process writes there, `DataError` if more than
-    `max_rejected` of the scans are refused (one always may be, unless it is 0), `MachineError` if the disk is full.
+    `max_rejected` of the scans are refused (one always may be, unless it is 0) or, unless leaks are allowed, if the
+    same image turns up in two splits, `MachineError` if the disk is full.
     """
     assert source.scans["split"].null_count() == 0, "every scan needs a split before it is written"
     if path.exists() and not path.is_dir():
@@ -65,8 +68,9 @@ def write(
                 return
             try:
                 start = journal.resume(path, inputs, source.scans["path"].to_list())
-                end = yield from _decode(path, source, contract, decode, start, max_rejected, shard_scans)
-                _finish(path, source, contract, seed, end)
+                prints = [p for part in start.parts for p in _prints(path / part.shard.file)]
+                end = yield from _decode(path, source, contract, decode, start, prints, max_rejected, shard_scans)
+                _finish(path, source, contract, seed, end, prints, allow_leaks)
             finally:
                 journal.leave(path)
     finally:
@@ -80,16 +84,20 @@ def _decode(
     contract: Contract,
     decode: Decoder,
     done: journal.Journal,
+    prints: list[Print],
     max_rejected: float,
     shard_scans: int,
 ) -> Generator[Progress, None, journal.Journal]:
-    """Write the shards that are missing; returns the journal of all, the scans refused after the last one included."""
+    """Write the shards that are missing; returns the journal of all, the scans refused after the last one included.
+
+    The print of every image written is added to `prints`.
+    """
     done.save(path)
     paths = source.scans["path"].to_list()
     before = len(source.refused)
     total = before + len(paths)
     allowed = max(max_rejected * total, 1) if max_rejected else 0
-    rejected = dict(done.rejected)
+    rejected, remarks = dict(done.rejected), dict(done.remarks)
     reasons = Counter(reason for _, reason in [*source.refused, *rejected.items()])
     first = done.consumed
     yield Progress(before + first, total, reasons.total())
@@ -116,11 +124,20 @@ def _decode(
                     file = path / shards.name(len(done.parts))
                     shard = writing.enter_context(shards.creating(file, shape(contract)))
                 shard.append(scan.pixels)
+                prints.append(audit.image_print(scan.pixels))
+                if scan.reason:
+                    remarks[row] = scan.reason
             if shard is not None and (shard.scans == shard_scans or row + 1 == len(paths)):
                 writing.close()
                 made = Shard(file=file.name, scans=shard.scans, sha256=files.sha256(file))
                 part = journal.Part(shard=made, consumed=row + 1, stamps=digest.hexdigest())
-                done = done.model_copy(update={"parts": (*done.parts, part), "rejected": tuple(rejected.items())})
+                done = done.model_copy(
+                    update={
+                        "parts": (*done.parts, part),
+                        "rejected": tuple(rejected.items()),
+                        "remarks": tuple(remarks.items()),
+                    }
+                )
                 done.save(path)
                 shard, digest = None, hashlib.sha256()
             yield Progress(before + row + 1, total, reasons.total())
@@ -133,10 +150,26 @@ def _unpacked(source: Source, contract: Contract, watched: Iterator[Path], first
     """Yield the scans of files that hold many, from row `first` on: there is nothing to decode."""
     assert source.pixels is not None
     for row, (_, pixels) in enumerate(zip(watched, source.pixels(first), strict=True), first):
-        yield Decoded(row, images.resize(pixels, contract), "ok", "")
+        if isinstance(pixels, DataError):
+            yield Decoded(row, None, "failed", pixels.what)
+        else:
+            yield Decoded(row, images.resize(pixels, contract), "ok", "")
 
 
-def _finish(path: Path, source: Source, contract: Contract, seed: int, done: journal.Journal) -> None:
+def _prints(file: Path) -> Iterator[Print]:
+    """Yield the print of every image of a finished shard."""
+    return map(audit.image_print, np.load(file, mmap_mode="r"))
+
+
+def _finish(
+    path: Path,
+    source: Source,
+    contract: Contract,
+    seed: int,
+    done: journal.Journal,
+    prints: Sequence[Print],
+    allow_leaks: bool,
+) -> None:
     """Write what makes finished shards a dataset: `rejected.csv`, `manifest.parquet`, and last `dataset.json`."""
     made = [part.shard for part in done.parts]
     kept = np.ones(len(source.scans), np.bool_)
@@ -145,7 +178,17 @@ def _finish(path: Path, source: Source, contract: Contract, seed: int, done: jou
     refused = [*source.refused, *((ids[row], reason) for row, reason in done.rejected)]
     table = pl.DataFrame(refused, schema={"path": pl.String, "reason": pl.String}, orient="row")
     files.write_text(path / "rejected.csv", table.write_csv())
-    manifest = _manifest(source.scans.filter(pl.Series(kept)), source, seed, [shard.scans for shard in made])
+    remarks = dict(done.remarks)
+    noted = pl.Series("remark", [remarks.get(row) for row in range(len(kept))], pl.String)
+    scans = source.scans.with_columns(noted).filter(pl.Series(kept))
+    manifest = _manifest(scans, source, seed, [shard.scans for shard in made])
+    files_apart = None if source.pixels else manifest["path"].to_list()
+    concerns = [
+        *audit.of_table(source.scans, source.findings),
+        *audit.of_images(prints, manifest["id"].to_list(), manifest["split"].to_list(), files_apart),
+        *audit.of_remarks(remarks.values()),
+    ]
+    audit.stop(concerns, allow_leaks)
     # In memory first: then it is the operating system, not polars, that says when the disk is full.
     buffer = io.BytesIO()
     manifest.write_parquet(buffer, compression="zstd")
@@ -163,6 +206,7 @@ def _finish(path: Path, source: Source, contract: Contract, seed: int, done: jou
         counts=counts(manifest, source),
         rejected=len(refused),
         notes=tuple(source.notes),
+        audit=tuple(concerns),
         shards=tuple(made),
         manifest_sha256=files.sha256(path / "manifest.parquet"),
         inputs=done.inputs,
@@ -184,7 +228,9 @@ def _manifest(scans: pl.DataFrame, source: Source, seed: int, sizes: Sequence[in
         labels.targets(column(scans, f"label:{finding}"), ids, finding, source.policies[finding], seed)
         for finding in source.findings
     ]
-    return scans.with_columns(pl.lit(None, pl.Int32).alias("fold")).select(
+    if "fold" not in scans.columns:
+        scans = scans.with_columns(pl.lit(None, pl.Int32).alias("fold"))
+    return scans.select(
         *first,
         *raw,
         *(pl.Series(f"target:{f}", t).fill_nan(None) for f, t in zip(source.findings, targets, strict=True)),

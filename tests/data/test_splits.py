@@ -76,3 +76,27 @@ def test_crossing_names_two_scans_of_each_patient() -> None:
 def test_fractions_must_sum_to_one(fractions: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="sum to 1"):
         splits.by_patient(["p"], np.zeros((1, 1)), fractions, seed=0)
+
+
+def test_folds_hold_whole_patients_and_equal_shares_of_positives() -> None:
+    patients, truth = crowd(400)
+    fold = splits.folds(patients, truth, 5, seed=3)
+    assert set(fold.tolist()) == set(range(5))
+    of_patient: dict[str, set[int]] = {}
+    for patient, number in zip(patients, fold.tolist(), strict=True):
+        if patient:
+            of_patient.setdefault(patient, set()).add(number)
+    assert max(map(len, of_patient.values())) == 1
+    whole = (truth == 1).mean(axis=0)
+    for number in range(5):
+        share = (truth[fold == number] == 1).mean(axis=0)
+        assert np.abs(share - whole).max() < 0.03
+        assert abs((fold == number).mean() - 0.2) < 0.02
+    assert np.array_equal(fold, splits.folds(patients, truth, 5, seed=3))
+    assert not np.array_equal(fold, splits.folds(patients, truth, 5, seed=4))
+
+
+def test_more_folds_than_patients_are_refused() -> None:
+    for number in (1, 4):
+        with pytest.raises(ValueError, match="between 2 and the number of patients, 3"):
+            splits.folds(["a", "a", "b", "c"], np.ones((4, 1)), number, seed=0)

@@ -63,7 +63,7 @@ def test_the_manifest_and_its_description(dataset: Path) -> None:
     made = Dataset.open(dataset)
     assert made.manifest.columns == [
         "id", "path", "patient", "study", "view", "split", "fold", "label:sick", "label:well", "target:sick",
-        "target:well", "age", "shard", "row",
+        "target:well", "age", "remark", "shard", "row",
     ]  # fmt: skip
     assert made.manifest["shard"].to_list() == [0, 0, 0, 0, 1, 1]
     assert made.manifest["row"].to_list() == [0, 1, 2, 3, 0, 1]
