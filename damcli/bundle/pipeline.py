@@ -64,7 +64,7 @@ def _score(model: Model, group: list[tuple[str, Decoded]]) -> list[Row]:
         if scan.pixels is None:
             rows.append(Row(name, scan.status, scan.reason, None))
         elif np.isfinite(found := next(scores)).all():
-            rows.append(Row(name, "ok", "", found))
+            rows.append(Row(name, "ok", "", found, scan.reason))
         else:
             rows.append(Row(name, "failed", "the model gave a score that is no number", None))
     return rows

@@ -24,12 +24,16 @@ Writer = Callable[[IO[bytes], Sequence[str], Iterable["Row"]], None]
 
 
 class Row(NamedTuple):
-    """One input: `scores` is float32 (findings,) where `status` is ok, else None, and `error` says why."""
+    """One input: `scores` is float32 (findings,) where `status` is ok, else None, and `error` says why.
+
+    `remark` is what is remarkable of a scan that is ok; it stays out of the table.
+    """
 
     path: str
     status: str
     error: str
     scores: np.ndarray | None
+    remark: str = ""
 
 
 def write(path: Path | None, form: str, findings: Sequence[str], rows: Iterable[Row]) -> None:

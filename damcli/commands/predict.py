@@ -143,6 +143,7 @@ def command(
         return
 
     counts: Counter[str] = Counter()
+    remarks: Counter[str] = Counter()
     start = time.monotonic()
 
     def counted() -> Iterator[Row]:
@@ -155,6 +156,7 @@ def command(
         )
         for row in console.track(rows, total, "predict"):
             counts[row.status] += 1
+            remarks[row.remark] += bool(row.remark)
             yield row
 
     write(target, form, opened.info.findings, counted())
@@ -164,6 +166,8 @@ def command(
         f"{done} scans: {counts['ok']} ok, {counts['failed']} failed, {counts['skipped']} skipped;"
         f" provider {opened.provider}; {done / seconds:.3g} scans/s"
     )
+    for remark, number in (+remarks).most_common():
+        console.warn(f"{number} scans: {remark}")
     if target is not None:
         console.result(str(target))
         console.next_step(f"damcli evaluate {target} LABELS.csv")

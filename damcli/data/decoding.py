@@ -14,35 +14,39 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from damcli.data.images import Contract, NotAnImage, read_scan
+from damcli.data.images import Contract, NotAnImage, read_noted
 from damcli.errors import DataError
 
 Status = Literal["ok", "failed", "skipped"]
 Result = tuple[NDArray[np.uint8] | None, Status, str]
 
 PIPE_BYTES = 2**20
-MEMORY_LIMIT = 2**33
-# What a worker writes: READY once, then for each scan a status and the length of what follows, which is the pixels or
-# the reason in UTF-8.
+# Of a worker, all told. The 60 megapixels of the largest detectors take half of it, with 16 bits.
+MEMORY_LIMIT = 2**30
+# What a worker writes: READY once, then for each scan a status and two lengths of what follows: the pixels, and in
+# UTF-8 the reason or what is remarkable.
 READY = b"r"
-REPLY = struct.Struct("<cI")
+REPLY = struct.Struct("<cII")
 STATUS: dict[bytes, Status] = {b"o": "ok", b"f": "failed", b"s": "skipped"}
 
 
 def attempt(path: Path, contract: Contract) -> Result:
-    """Return (pixels, "ok", ""), or None with "skipped" (no image by its content) or "failed" and the reason.
+    """Return (pixels, "ok", what is remarkable or ""), or None with "skipped" or "failed" and the reason.
+
+    "skipped" is what is no image by its content.
 
     >>> attempt(Path("nowhere.dcm"), Contract(size=8, channels=1))
     (None, 'failed', 'the file cannot be read: No such file or directory')
     """
     try:
-        return read_scan(path, contract), "ok", ""
+        pixels, remark = read_noted(path, contract)
+        return pixels, "ok", remark
     except NotAnImage as error:
         return None, "skipped", error.what
     except DataError as error:
         return None, "failed", error.what
     except MemoryError:
-        return None, "failed", "decoding it takes more memory than there is"
+        return None, "failed", f"decoding it takes more than {MEMORY_LIMIT >> 30} GiB of memory"
     except Exception as error:  # what no one foresaw in one scan must not end a run of a million
         return None, "failed", f"the decoder failed ({type(error).__name__})"
 
@@ -63,9 +67,11 @@ def serve(contract_json: str) -> None:
         replies.flush()
         for line in sys.stdin.buffer:
             pixels, status, reason = attempt(Path(json.loads(line)), contract)
-            data = reason.encode() if pixels is None else pixels.data.cast("B")
-            replies.write(REPLY.pack(status[:1].encode(), len(data)))
+            data = b"" if pixels is None else pixels.data.cast("B")
+            text = reason.encode()
+            replies.write(REPLY.pack(status[:1].encode(), len(data), len(text)))
             replies.write(data)
+            replies.write(text)
             replies.flush()
 
 
@@ -74,5 +80,13 @@ def _limit_memory() -> None:
     with suppress(ImportError, OSError, ValueError):
         import resource
 
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, hard))
+        # What is mapped of programs does not count, and stacks of sleeping threads take room but no memory.
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (_reserved() + MEMORY_LIMIT - own, hard))
+
+
+def _reserved() -> int:
+    """Return the bytes of data that this process has reserved (Linux; elsewhere it is not limited)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmData:")[2].split()[0]) * 1024

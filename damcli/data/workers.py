@@ -45,7 +45,10 @@ serve(sys.argv[2])
 
 
 class Decoded(NamedTuple):
-    """A scan as decoded: `pixels` uint8 by the contract where `status` is ok, else None and the reason."""
+    """A scan as decoded: `pixels` uint8 by the contract where `status` is ok, else None and the reason.
+
+    `reason` of a scan that is ok says what is remarkable of it, "" mostly.
+    """
 
     index: int  # type: ignore[assignment]  # a field may well be named like tuple's method
     pixels: NDArray[np.uint8] | None
@@ -228,12 +231,12 @@ class _Feeder(threading.Thread):
         self.pace = max(1e-6, (time.monotonic() - start) / expected)
 
     def _answer(self, pipe: IO[bytes]) -> Result:
-        status, length = REPLY.unpack(_fill(bytearray(REPLY.size), pipe))
-        if status != b"o":
-            return None, STATUS[status], _fill(bytearray(length), pipe).decode()
-        pixels = np.empty(self.shape, np.uint8)
-        _fill(pixels.data.cast("B"), pipe)
-        return pixels, "ok", ""
+        status, _, length = REPLY.unpack(_fill(bytearray(REPLY.size), pipe))
+        pixels = None
+        if status == b"o":
+            pixels = np.empty(self.shape, np.uint8)
+            _fill(pixels.data.cast("B"), pipe)
+        return pixels, STATUS[status], _fill(bytearray(length), pipe).decode()
 
     def _begin(self) -> subprocess.Popen[bytes]:
         with self.lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from damcli.dicom.greyscale import (
     FULL_RANGE_BITS,
     levels,
     lookup,
+    occurrences,
     percentile_range,
     quantise,
     stretch,
+    through,
     window,
 )
 from damcli.errors import DataError
@@ -30,13 +33,13 @@ def grey(dataset: Dataset, stored: NDArray, inverted: bool) -> NDArray[np.uint16
     values = _modality(dataset, codes)
     shown = _voi(dataset, values)
     if shown is None:
-        low, high = _range(dataset, codes, values, np.bincount(which.ravel(), minlength=len(codes)) * ~padded)
+        low, high = _range(dataset, codes, values, which, padded)
         shown = stretch(values, low, high)
     table = quantise(np.where(padded, 0, shown))
     if inverted:
         # After rounding, so that an image and its inverted twin add up to 65535 everywhere.
         table = np.where(padded, 0, 65535 - table).astype(np.uint16)
-    return table[which]
+    return through(table, which)
 
 
 def colour(dataset: Dataset, stored: NDArray, photometric: str) -> NDArray[np.uint8]:
@@ -52,7 +55,10 @@ def colour(dataset: Dataset, stored: NDArray, photometric: str) -> NDArray[np.ui
         raise DataError("the colours cannot be converted to RGB")
     if bits == 8 and stored.dtype == np.uint8:
         return stored
-    return np.rint(np.clip(stored / (2.0**bits - 1), 0, 1) * 255).astype(np.uint8)
+    possible = np.arange(2 ** (8 * stored.dtype.itemsize) if stored.dtype.itemsize <= 2 else 0)
+    if not len(possible):
+        raise DataError(f"colours of {8 * stored.dtype.itemsize} bits cannot be shown")
+    return through(np.rint(np.clip(possible / (2.0**bits - 1), 0, 1) * 255).astype(np.uint8), stored)
 
 
 def element(dataset: Dataset, keyword: str) -> Any:
@@ -69,7 +75,7 @@ def number(dataset: Dataset, keyword: str) -> float | None:
     value = element(dataset, keyword)
     if isinstance(value, MultiValue):
         value = value[0]
-    if value is None:
+    if value is None or value == "":
         return None
     try:
         result = float(value)
@@ -78,6 +84,26 @@ def number(dataset: Dataset, keyword: str) -> float | None:
     if not math.isfinite(result):
         raise DataError(f"the DICOM element {keyword} is no finite number")
     return result
+
+
+def of_frame(dataset: Dataset, frame: int) -> Dataset:
+    """Return the data set with the rescale and window that an enhanced object gives a frame (PS3.3 C.7.6.16.2).
+
+    They lie in the functional groups of all frames or of one; a data set without such is returned as it is.
+    """
+    groups = []
+    for keyword, item in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", frame)):
+        items = element(dataset, keyword) or ()
+        if item < len(items):
+            groups.append(items[item])
+    if not groups:
+        return dataset
+    found = copy(dataset)
+    for group in groups:
+        for keyword in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+            for macro in (element(group, keyword) or ())[:1]:
+                found.update(macro)
+    return found
 
 
 def _padding(dataset: Dataset, codes: NDArray) -> NDArray[np.bool_]:
@@ -126,11 +152,13 @@ def _voi(dataset: Dataset, values: NDArray[np.float64]) -> NDArray[np.float64] |
         raise DataError("the VOI LUT function is none of LINEAR, LINEAR_EXACT, SIGMOID") from error
 
 
-def _range(dataset: Dataset, codes: NDArray, values: NDArray[np.float64], counts: NDArray) -> tuple[float, float]:
+def _range(
+    dataset: Dataset, codes: NDArray, values: NDArray[np.float64], which: NDArray, padded: NDArray[np.bool_]
+) -> tuple[float, float]:
     """What is shown from black to white where the header names no values of interest."""
     bits = int(number(dataset, "BitsStored") or 8 * codes.dtype.itemsize)
     if codes.dtype.kind == "f" or bits > FULL_RANGE_BITS:
-        return percentile_range(values, counts)
+        return percentile_range(values, occurrences(which, len(codes)) * ~padded)
     lowest = -(2 ** (bits - 1)) if codes.dtype.kind == "i" else 0
     possible = values[(codes >= lowest) & (codes < lowest + 2**bits)]
     return float(possible.min()), float(possible.max())

@@ -277,10 +277,37 @@ def test_a_picture_cut_off_anywhere_is_never_shown_in_part(saved, tmp_path, kind
             assert status == "failed"
 
 
-def test_lossless_jpeg_outside_dicom_is_refused_not_smeared(test_data):
+def test_lossless_jpeg_that_is_no_film_of_ddsm_is_refused_not_smeared(test_data, tmp_path):
     for path in sorted((test_data / "ddsm_ljpeg_synthetic").rglob("*.LJPEG"))[:2]:
-        with pytest.raises(DataError, match="precision 16"):
-            read_scan(path, grey(32))
+        (tmp_path / "scan.jpg").write_bytes(path.read_bytes())
+        with pytest.raises(DataError, match="only DDSM's"):
+            read_scan(tmp_path / "scan.jpg", grey(32))
+
+
+def test_a_region_of_an_image_is_what_it_would_be_as_a_file_of_its_own(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 200), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "whole.png")
+    Image.fromarray(pixels[40:140, 30:80]).save(tmp_path / "part.png")
+    part = read_scan(tmp_path / "part.png", grey(32))
+    np.testing.assert_array_equal(read_scan(tmp_path / "whole.png#xywh=30,40,50,100", grey(32)), part)
+    (tmp_path / "whole.png#xywh=30,40,50,100").write_bytes((tmp_path / "whole.png").read_bytes())
+    whole = read_scan(tmp_path / "whole.png", grey(32))
+    np.testing.assert_array_equal(read_scan(tmp_path / "whole.png#xywh=30,40,50,100", grey(32)), whole)
+    with pytest.raises(DataError, match="outside"):
+        read_scan(tmp_path / "part.png#xywh=60,0,5,5", grey(32))
+
+
+def test_one_frame_of_a_file_with_several(tmp_path):
+    frames = [Image.fromarray(np.full((8, 8), value, np.uint8)) for value in (10, 20, 30)]
+    frames[0].save(tmp_path / "pages.tif", save_all=True, append_images=frames[1:])
+    frames[1].save(tmp_path / "one.tif")
+    with pytest.raises(DataError, match="3 images.*--frame"):
+        read_scan(tmp_path / "pages.tif", grey(8))
+    third = Contract(size=8, channels=1, frame=2)
+    assert (read_scan(tmp_path / "pages.tif", third) == 30).all()
+    assert (read_scan(tmp_path / "one.tif", third) == 20).all()
+    with pytest.raises(DataError, match="none has the number 3"):
+        read_scan(tmp_path / "pages.tif", Contract(size=8, channels=1, frame=3))
 
 
 def test_damaged_pictures_give_pixels_or_a_clear_error(saved):
