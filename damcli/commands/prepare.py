@@ -21,16 +21,18 @@ if TYPE_CHECKING:
     from damcli.data.writer import Progress
 
 option = partial(typer.Option, show_default=False)
-KINDS = ("chexpert", "benchmark", "table")
+KINDS = ("chexpert", "ddsm", "pcam", "melanoma", "benchmark", "table")
 VALID_FRACTION = 0.2
-# What only one source understands, by the name of its option.
+# What only some sources understand, by the name of its option.
 ONLY = {
-    "findings": "chexpert",
-    "views": "chexpert",
-    "imratio": "benchmark",
+    "findings": ("chexpert", "ddsm"),
+    "views": ("chexpert",),
+    "labels": ("chexpert",),
+    "crops": ("ddsm",),
+    "imratio": ("pcam", "benchmark"),
     **dict.fromkeys(
         ("label_columns", "image_column", "patient_column", "study_column", "view_column", "split_column", "images"),
-        "table",
+        ("table",),
     ),
 }
 
@@ -42,24 +44,33 @@ def read(
     uncertain: str | None = None,
     blank: str | None = None,
     valid_fraction: float | None = None,
+    folds: int | None = None,
+    allow_leaks: bool = False,
     seed: int = 0,
     **special: Any,
 ) -> Source:
     """Read a download, ready to be written: labels with their policies, and a split for every scan.
 
     `special` are the arguments of the source's own `read`. Raises `UsageError` for what the source does not
-    understand, `DataError` for a table that cannot be used or a patient with scans in two splits.
+    understand, `DataError` for a table that cannot be used or, unless leaks are allowed, a patient in two splits.
     """
-    from damcli.data import labels
-    from damcli.data.sources import benchmark, chexpert, table
+    from damcli.data import audit, labels
+    from damcli.data.sources import benchmark, chexpert, ddsm, melanoma, pcam, table
 
     given = {name: value for name, value in special.items() if value is not None}
     for name in given:
-        if ONLY[name] != kind:
-            raise UsageError(f"--{name.replace('_', '-')} belongs to `damcli prepare {ONLY[name]}`", fix="leave it out")
+        if kind not in ONLY[name]:
+            belongs = " and ".join(f"`damcli prepare {source}`" for source in ONLY[name])
+            raise UsageError(f"--{name.replace('_', '-')} belongs to {belongs}", fix="leave it out")
     path = path or Path.cwd()
     if kind == "chexpert":
         source = chexpert.read(path, **given)
+    elif kind == "ddsm":
+        source = ddsm.read(path, **given)
+    elif kind == "pcam":
+        source = pcam.read(path, seed=seed, **given)
+    elif kind == "melanoma":
+        source = melanoma.read(path)
     elif kind == "benchmark":
         source = benchmark.read(path, seed=seed, **given)
     elif kind == "table":
@@ -71,7 +82,9 @@ def read(
     if not len(source.scans):
         raise DataError("no scan is left to prepare", where=source.root)
     source = replace(source, policies=labels.with_rules(source.policies, uncertain, blank))
-    return _with_splits(source, valid_fraction, seed)
+    source = _with_splits(source, valid_fraction, folds, seed)
+    audit.stop(audit.of_table(source.scans, source.findings), allow_leaks)
+    return source
 
 
 def prepare(
@@ -80,21 +93,27 @@ def prepare(
     *,
     size: int | None = None,
     channels: Literal[1, 3] | None = None,
-    fit: Literal["pad", "stretch", "crop"] = "pad",
+    fit: Literal["pad", "stretch", "crop"] | None = None,
+    frame: int | None = None,
+    film: Literal["grey", "density"] = "grey",
     seed: int = 0,
     workers: int | None = None,
     max_rejected: float = 0.05,
+    allow_leaks: bool = False,
 ) -> Iterator[Progress]:
     """Write `source` as a dataset to `output`; yields where it starts (0 unless it continues), then once per scan.
 
-    `size` and `channels` default to the source's, `workers` to the number of cores at hand; 0 decodes in this process.
+    `size`, `channels` and `fit` default to the source's, `workers` to the number of cores at hand; 0 decodes in this
+    process. `frame` and `film` are the contract's.
     Called again after it was killed, it continues. Raises what `damcli.data.writer.write` does.
     """
     from damcli.data.images import Contract
     from damcli.data.workers import cores, decode
     from damcli.data.writer import write
 
-    contract = Contract(size=size or source.size, channels=channels or source.channels, fit=fit)
+    contract = Contract(
+        size=size or source.size, channels=channels or source.channels, fit=fit or source.fit, frame=frame, film=film
+    )
     processes = cores() if workers is None else workers
     return write(
         output,
@@ -103,33 +122,50 @@ def prepare(
         lambda paths: decode(paths, contract, processes),
         seed=seed,
         max_rejected=max_rejected,
+        allow_leaks=allow_leaks,
     )
 
 
-def _with_splits(source: Source, valid_fraction: float | None, seed: int) -> Source:
+def _with_splits(source: Source, valid_fraction: float | None, folds: int | None, seed: int) -> Source:
+    """Give every scan a split, and folds where they are asked for or usual; what the source says is kept."""
+    import numpy as np
     import polars as pl
 
     from damcli.data import splits
 
-    scans = source.scans
-    if scans["split"].null_count() == 0:
-        if valid_fraction is not None:
-            raise UsageError("this source has its own split, which is kept", fix="leave out --valid-fraction")
-        pairs = splits.crossing(scans["patient"].to_list(), scans["split"].to_list())
-        if pairs:
-            one, other = (scans["id"][row] for row in pairs[0])
-            raise DataError(
-                f"{len(pairs)} patients have scans in two splits",
-                where=f"{one} and {other}",
-                fix="put each patient's scans into one split",
-            )
-        return source
-    fraction = VALID_FRACTION if valid_fraction is None else valid_fraction
+    scans, notes = source.scans, list(source.notes)
+    open_rows = scans["split"].is_null().to_numpy()
+    own = "fold" in scans.columns and scans["fold"].null_count() < len(scans)
+    number = folds if folds is not None or own or not open_rows.any() else source.folds
+    if valid_fraction is not None and (number or not open_rows.any()):
+        why = "with folds, fold 0 is valid" if number else "this source has its own split, which is kept"
+        raise UsageError(why, where="--valid-fraction", fix="leave it out")
+    if own and folds is not None:
+        raise UsageError("this source has its own folds, which are kept", where="--folds", fix="leave it out")
     labels = scans.select(f"label:{finding}" for finding in source.findings).to_numpy()
-    fractions = {"train": 1 - fraction, "valid": fraction}
-    made = splits.by_patient(scans["patient"].to_list(), labels, fractions, seed)
-    note = f"no official split: {fraction:.0%} of the scans, whole patients, became valid (seed {seed})"
-    return replace(source, scans=scans.with_columns(pl.Series("split", made)), notes=[*source.notes, note])
+    patients, split = scans["patient"].to_numpy().astype(object), scans["split"].to_numpy().astype(object)
+    if number:
+        rows = np.flatnonzero(open_rows) if open_rows.any() else np.flatnonzero(split == "train")
+        try:
+            made = splits.folds(patients[rows].tolist(), labels[rows], number, seed)
+        except ValueError as error:
+            raise UsageError(str(error), where="--folds", fix="ask for fewer") from error
+        fold = np.full(len(scans), -1, np.int32)
+        fold[rows] = made
+        scans = scans.with_columns(pl.Series("fold", fold).replace(-1, None))
+        notes.append(f"{number} folds by patient, stratified (seed {seed})")
+    if open_rows.any():
+        rows = np.flatnonzero(open_rows)
+        if number:
+            split[rows] = np.where(made == 0, "valid", "train")
+            notes.append("no official split: fold 0 is valid, the others are train")
+        else:
+            fraction = VALID_FRACTION if valid_fraction is None else valid_fraction
+            fractions = {"train": 1 - fraction, "valid": fraction}
+            split[rows] = splits.by_patient(patients[rows].tolist(), labels[rows], fractions, seed)
+            notes.append(f"no official split: {fraction:.0%} of the scans, whole patients, became valid (seed {seed})")
+        scans = scans.with_columns(pl.Series("split", split.tolist()))
+    return replace(source, scans=scans, notes=notes)
 
 
 def _rows(counts: dict[str, dict[str, Counts]]) -> list[list[str]]:
@@ -156,17 +192,23 @@ def _split_list(text: str | None) -> list[str] | None:
 
 
 def command(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="chexpert; benchmark (CIFAR …); table (any CSV).")],
-    path: Annotated[Path | None, typer.Argument(metavar="PATH", help="The folder or CSV. Default: here.")] = None,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="chexpert, ddsm, pcam, melanoma, benchmark, table.")],
+    path: Annotated[Path | None, typer.Argument(metavar="PATH", help="The folder or table. Default: here.")] = None,
     output: options.Output = None,
     size: Annotated[int | None, option(metavar="N", min=8, max=4096, help="Pixels; default: the source's.")] = None,
     channels: Annotated[Literal["1", "3"] | None, option(help="1: grey (benchmark: as is); 3: colour.")] = None,
-    fit: Annotated[Literal["pad", "stretch", "crop"], option(help="To square; default pad.")] = "pad",
+    fit: Annotated[Literal["pad", "stretch", "crop"] | None, option(help="To square; default pad.")] = None,
+    frame: Annotated[int | None, option(metavar="N", min=0, help="Of files with several, from 0.")] = None,
     uncertain: Annotated[str | None, option(metavar="RULES", help='A rule, or "Edema=ones,Fracture=0.5".')] = None,
     blank: Annotated[Literal["negative", "missing"] | None, option(help="What blank labels mean.")] = None,
-    findings: Annotated[str | None, option(metavar="NAMES", help="chexpert: a,b,c. Default: the five.")] = None,
+    findings: Annotated[
+        str | None, option(metavar="NAMES", help="chexpert, ddsm: a,b,c. Default: the paper's.")
+    ] = None,
     views: Annotated[Literal["frontal", "all"] | None, option(help="chexpert: default frontal.")] = None,
-    imratio: Annotated[float | None, option(metavar="X", help="benchmark: share of positives to leave.")] = None,
+    labels: Annotated[Path | None, option(metavar="FILE", help="chexpert: other labels, as CheXbert's.")] = None,
+    crops: Annotated[bool, option("--crops", help="ddsm: the lesions, not whole images.")] = False,
+    film: Annotated[Literal["grey", "density"], option(help="ddsm .LJPEG: default grey.")] = "grey",
+    imratio: Annotated[float | None, option(metavar="X", help="pcam, benchmark: positives to leave.")] = None,
     label_columns: Annotated[str | None, option(metavar="NAMES", help="table: the findings, a,b,c.")] = None,
     image_column: Annotated[str | None, option(metavar="NAME", help="table: the image files.")] = None,
     patient_column: Annotated[str | None, option(metavar="NAME", help="table: what scans are split by.")] = None,
@@ -175,6 +217,8 @@ def command(
     split_column: Annotated[str | None, option(metavar="NAME", help="table: train, valid or test.")] = None,
     images: Annotated[Path | None, option(metavar="DIR", help="table: their folder, if not the CSV's.")] = None,
     valid_fraction: Annotated[float | None, option(metavar="X", min=0, max=0.9, help="Valid's share: 0.2.")] = None,
+    folds: Annotated[int | None, option(metavar="K", min=2, help="Folds by patient; melanoma: 5.")] = None,
+    allow_leaks: Annotated[bool, option("--allow-leaks", help="Go on with patients or images in two splits.")] = False,
     max_rejected: Annotated[float, option(metavar="X", min=0, max=1, help="Share of bad scans: 0.05.")] = 0.05,
     workers: Annotated[int | None, option(metavar="N", min=0, help="Default: one per core.")] = None,
     seed: options.Seed = None,
@@ -185,7 +229,7 @@ def command(
 ) -> None:
     """Make a dataset from a download: decode, resize, read labels, split by patient.
 
-    RULES for uncertain labels: ones, zeros, ignore, ones-lsr, zeros-lsr, or a number. Without -o: data/SOURCE.
+    RULES for uncertain labels: ones, zeros, ignore, ones-lsr, zeros-lsr or a number. Without -o: data/SOURCE.
 
     Example: damcli prepare chexpert CheXpert-v1.0-small -o cxr --size 224
     """
@@ -196,9 +240,13 @@ def command(
         uncertain=uncertain,
         blank=blank,
         valid_fraction=valid_fraction,
+        folds=folds,
+        allow_leaks=allow_leaks,
         seed=seed or 0,
         findings=_split_list(findings),
         views=views,
+        labels=labels,
+        crops=crops or None,
         imratio=imratio,
         label_columns=_split_list(label_columns),
         image_column=image_column,
@@ -208,16 +256,19 @@ def command(
         split_column=split_column,
         images=images,
     )
-    output = output or Path("data", taken.name.rpartition(":")[2])
+    if film == "density" and not taken.name.startswith("ddsm:films"):
+        raise UsageError("--film density belongs to DDSM's .LJPEG films", fix="leave it out")
+    output = output or Path("data", taken.name.rpartition(":")[2] if source == "benchmark" else source)
     size = size or taken.size
     depth: Literal[1, 3] = taken.channels if channels is None else 1 if channels == "1" else 3
-    _say(taken, output, size, depth, fit)
+    shape = fit or taken.fit
+    _say(taken, output, size, depth, shape)
     if dry_run:
         _show_plan(taken)
         return
     steps = prepare(
-        taken, output, size=size, channels=depth, fit=fit, seed=seed or 0, workers=workers,
-        max_rejected=max_rejected,
+        taken, output, size=size, channels=depth, fit=shape, frame=frame, film=film, seed=seed or 0, workers=workers,
+        max_rejected=max_rejected, allow_leaks=allow_leaks,
     )  # fmt: skip
     _work(steps, output, len(taken.refused))
     _show(output)
@@ -240,12 +291,15 @@ def _work(steps: Iterator[Progress], output: Path, refused: int) -> None:
 
 
 def _show_plan(source: Source) -> None:
+    from damcli.data import audit
     from damcli.data.writer import counts
 
     found = counts(source.scans, source)
     if console.state.json:
         counted = {split: {f: c.model_dump() for f, c in row.items()} for split, row in found.items()}
         console.emit_json({"dry_run": True, "scans": len(source.scans), "notes": source.notes, "counts": counted})
+    for concern in audit.of_table(source.scans, source.findings):
+        console.warn(concern.text)
     console.table(f"{len(source.scans)} scans", HEADER, _rows(found))
     console.note("nothing was written (--dry-run)")
 
@@ -263,12 +317,15 @@ def _show(output: Path) -> None:
     if console.state.json:
         console.emit_json({"dataset": str(output), **info.model_dump(mode="json")})
     console.table(f"{sum(info.splits.values())} scans: {kept}", HEADER, _rows(info.counts))
+    for concern in info.audit:
+        where = f" ({' and '.join(concern.scans)})" if concern.scans else ""
+        console.warn(f"{concern.text}{where}")
     console.result(str(output))
     if info.rejected:
         reasons = pl.read_csv(output / "rejected.csv", infer_schema=False)["reason"].value_counts(sort=True)
         common = "; ".join(f"{reason} ({number})" for reason, number in reasons.head(3).iter_rows())
         total = info.rejected + sum(info.splits.values())
         console.warn(f"{info.rejected} of {total} scans were refused: {common}; all are in {output / 'rejected.csv'}")
-    console.next_step(f"damcli train {output}")
+    console.next_step(f"damcli train {output}" if "train" in info.splits else f"damcli evaluate RUN {output}")
     if info.rejected:
         raise typer.Exit(4)

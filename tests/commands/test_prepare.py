@@ -126,7 +126,7 @@ def test_all_scans_unreadable(tmp_path: Path) -> None:
         (("chexpert", "absent"), 2, ("no such folder", "absent", "fix")),
         (("chexpert",), 3, ("neither train.csv nor valid.csv", "fix")),
         (("table",), 2, ("which table", "fix")),
-        (("pacs", "."), 2, ("'pacs'", "chexpert, benchmark or table")),
+        (("pacs", "."), 2, ("'pacs'", "chexpert, ddsm, pcam, melanoma, benchmark or table")),
         (("chexpert", ".", "--image-column", "x"), 2, ("--image-column", "damcli prepare table")),
         (("table", ".", "--views", "all"), 2, ("--views", "damcli prepare chexpert")),
         (("chexpert", ".", "--fit", "squeeze"), 2, ("squeeze", "stretch")),
@@ -151,7 +151,7 @@ def test_ctrl_c_ends_it_and_the_same_command_continues(tmp_path: Path) -> None:
         os.link(big, tmp_path / f"{number}.jpg")
     (tmp_path / "scans.csv").write_text("\n".join(["path,sick", *rows]) + "\n")
     command = [sys.executable, "-m", "damcli", "prepare", "table", "scans.csv", "--label-columns", "sick", "-o", "made",
-               "--size", "16"]  # fmt: skip
+               "--size", "16", "--allow-leaks"]  # fmt: skip
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         for line in process.stderr:
@@ -261,5 +261,80 @@ def test_help_fits_one_screen_and_imports_nothing_heavy() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}
     )
     assert done.stderr.strip() == "[]"
-    assert len(done.stdout.splitlines()) <= 40
+    assert len(done.stdout.splitlines()) <= 48
     assert "Example:" in done.stdout
+
+
+def counted(folder: Path, *arguments: object) -> dict:
+    done = damcli(
+        "prepare", "table", "scans.csv", "--label-columns", "sick", *arguments, "--json", "--dry-run", folder=folder
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_folds_are_of_patients_and_fold_0_is_valid_where_there_is_no_official_split(tmp_path: Path) -> None:
+    rows = [f"{n}.png,p{n // 2},{int(n % 8 < 2)},train" for n in range(80)]
+    (tmp_path / "scans.csv").write_text("\n".join(["path,patient,sick,part", *rows]) + "\n")
+    source = prepare.read("table", tmp_path / "scans.csv", label_columns=["sick"], folds=4, seed=1)
+    scans = source.scans
+    assert scans["fold"].value_counts().sort("fold").rows() == [(fold, 20) for fold in range(4)]
+    assert scans.group_by("fold").agg(pl.col("label:sick").sum())["label:sick"].sort().to_list() == [4, 4, 6, 6]
+    assert scans.group_by("patient").agg(pl.col("fold").n_unique())["fold"].max() == 1
+    assert ((scans["split"] == "valid") == (scans["fold"] == 0)).all()
+    told = counted(tmp_path, "--folds", 4)
+    assert any("fold 0 is valid" in note for note in told["notes"])
+
+    official = prepare.read("table", tmp_path / "scans.csv", label_columns=["sick"], split_column="part", folds=4)
+    assert set(official.scans["split"]) == {"train"}
+    assert official.scans["fold"].null_count() == 0
+
+
+def test_folds_leave_an_official_valid_part_alone(tmp_path: Path) -> None:
+    chexpert(tmp_path, patients=12)
+    source = prepare.read("chexpert", tmp_path, folds=4)
+    held = source.scans.filter(pl.col("split") == "valid")
+    assert held["fold"].null_count() == len(held) == 8
+    assert source.scans.filter(pl.col("split") == "train")["fold"].null_count() == 0
+    with pytest.raises(UsageError, match="fold 0 is valid"):
+        prepare.read("chexpert", tmp_path, folds=4, valid_fraction=0.1)
+    with pytest.raises(UsageError, match="number of patients"):
+        prepare.read("chexpert", tmp_path, folds=9)
+
+
+def test_a_test_part_that_is_given_is_kept_while_the_rest_is_split(tmp_path: Path) -> None:
+    chexpert(tmp_path)
+    (tmp_path / "valid").rename(tmp_path / "test")
+    labels = (tmp_path / "valid.csv").read_text().replace("valid/", "test/")
+    (tmp_path / "valid.csv").unlink()
+    (tmp_path / "test_labels.csv").write_text(labels)
+    source = prepare.read("chexpert", tmp_path, valid_fraction=0.5)
+    assert source.scans["split"].value_counts().sort("split").rows() == [("test", 4), ("train", 4), ("valid", 4)]
+
+
+def test_options_that_belong_to_other_sources_are_refused(tmp_path: Path) -> None:
+    for kind, option in (("table", {"crops": True}), ("chexpert", {"imratio": 0.1}), ("pcam", {"labels": tmp_path})):
+        with pytest.raises(UsageError, match="belongs to"):
+            prepare.read(kind, tmp_path, **option)
+    done = damcli("prepare", "table", ".", "--film", "density", folder=tmp_path)
+    assert done.returncode == 2
+
+
+def test_remarkable_scans_are_counted_in_the_dataset(tmp_path: Path) -> None:
+    from pydicom import examples
+
+    raw = examples.ct
+    raw.PresentationIntentType = "FOR PROCESSING"
+    for number in range(3):
+        raw.PixelData = np.random.default_rng(number).integers(0, 2000, (128, 128), np.int16).tobytes()
+        raw.save_as(tmp_path / f"{number}.dcm")
+    (tmp_path / "scans.csv").write_text("path,patient,sick\n0.dcm,a,0\n1.dcm,b,1\n2.dcm,c,0\n")
+    source = prepare.read("table", tmp_path / "scans.csv", label_columns=["sick"])
+    for workers in (0, 1):
+        output = tmp_path / f"made{workers}"
+        list(prepare.prepare(source, output, size=16, workers=workers))
+        made = Dataset.open(output)
+        assert made.manifest["remark"].str.starts_with("FOR PROCESSING").all()
+        assert [c.text for c in made.info.audit if c.kind == "remark"] == [
+            "3 scans: FOR PROCESSING: raw detector values, not meant to be shown"
+        ]

@@ -5,6 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from damcli.commands import prepare
 from damcli.data.labels import CHEXPERT_FINDINGS, COMPETITION
 from damcli.data.sources import Source, chexpert
 from damcli.errors import DamcliError, DataError, UsageError
@@ -219,3 +220,241 @@ def test_patients_are_known_from_flattened_names_too_and_a_missing_one_is_said(t
     assert source.scans["patient"].to_list() == ["patient00002", "patient00002", None]
     assert source.scans["study"].to_list() == ["patient00002/study2", None, None]
     assert any("1 scans have no patient" in note for note in source.notes)
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def rest(name: str) -> str:
+    """What follows the split."""
+    return name.partition("/")[2]
+
+
+BATCHES = ["CheXpert-v1.0 batch 1 (validate & csv)", *(f"CheXpert-v1.0 batch {n} (train {n - 1})" for n in (2, 3, 4))]
+
+
+def top_folder(folder: Path, names: list[str]) -> Path:
+    touch(folder / "CheXpert-v1.0-small", *names)
+    return tree(folder / "CheXpert-v1.0-small")
+
+
+def no_top_folder(folder: Path, names: list[str]) -> Path:
+    touch(folder, *names)
+    return tree(folder)
+
+
+def batches(folder: Path, names: list[str]) -> Path:
+    for number, name in enumerate(names):
+        valid = name.startswith("valid/")
+        touch(folder / BATCHES[0 if valid else 1 + (number > 1) + (number > 2)], name if valid else rest(name))
+    touch(folder / BATCHES[3], "patient09999/study1/view1_frontal.jpg")
+    return tree(folder / BATCHES[0], "CheXpert-v1.0/")
+
+
+def flattened(folder: Path, names: list[str]) -> Path:
+    touch(folder, *(f"{name.partition('/')[0]}/{rest(name).replace('/', '_')}" for name in names))
+    return tree(folder)
+
+
+def flattened_into_one(folder: Path, names: list[str]) -> Path:
+    touch(folder / "images", *(rest(name).replace("/", "_") for name in names))
+    return tree(folder)
+
+
+def no_split_folder(folder: Path, names: list[str]) -> Path:
+    touch(folder, *map(rest, names))
+    return tree(folder)
+
+
+def val_for_valid(folder: Path, names: list[str]) -> Path:
+    touch(folder, *(name.replace("valid/", "val/") for name in names))
+    return tree(folder)
+
+
+TREES = [top_folder, no_top_folder, batches, flattened, flattened_into_one, no_split_folder, val_for_valid]
+LATERAL = "train/patient00003/study1/view1_lateral.jpg"
+
+
+@pytest.mark.parametrize("make", TREES)
+def test_the_same_scans_in_every_tree(tmp_path: Path, make) -> None:
+    expected = chexpert.read(tree(tmp_path / "expected")).scans.drop("path")
+    made = make(tmp_path / "data", IDS)
+    for given in (tmp_path / "data", made):
+        source = chexpert.read(given)
+        assert source.scans.drop("path").equals(expected)
+        assert [path for path in source.scans["path"] if not Path(path).is_file()] == []
+        assert source.scans["path"].n_unique() == len(IDS)
+    assert source.refused == []
+
+
+@pytest.mark.parametrize("make", TREES)
+def test_rows_that_leave_the_tree_are_refused_in_every_tree(tmp_path: Path, make) -> None:
+    touch(tmp_path, "secret.png", "patient00002_study2_view1_frontal.jpg")
+    made = make(tmp_path / "data", IDS)
+    hostile = ["/etc/passwd", str(tmp_path / "secret.png"), "../secret.png", "train/../../secret.png",
+               "train/patient00002/../../../secret.png", "valid/../../../data/../secret.png", "a\0b.png"]  # fmt: skip
+    with (made / "train.csv").open("a") as file:
+        file.write("".join(row(path) + "\n" for path in hostile))
+    source = chexpert.read(tmp_path / "data")
+    assert source.scans["id"].to_list() == IDS
+    assert [path for path, _ in source.refused] == hostile
+    assert all(Path(path).resolve().is_relative_to(tmp_path / "data") for path in source.scans["path"])
+
+
+@pytest.mark.parametrize("make", TREES)
+def test_rows_that_only_seem_to_stay_in_the_tree(tmp_path: Path, make) -> None:
+    touch(tmp_path, "secret.png")
+    made = make(tmp_path / "data", IDS)
+    with (made / "train.csv").open("a") as file:
+        file.write(row("train/../secret.png") + "\n")
+    scans = chexpert.read(made).scans
+    assert scans["path"].to_list()[4] == str(made / "secret.png")
+
+
+@pytest.mark.parametrize("layout", ["plain", "batches", "flattened"])
+def test_files_that_are_missing_do_not_change_the_tree(tmp_path: Path, layout: str) -> None:
+    names = [f"train/patient{n:05}/study1/view1_frontal.jpg" for n in range(50)]
+    folder = tmp_path / BATCHES[0] if layout == "batches" else tmp_path
+    table(folder / "train.csv", *(row(f"CheXpert-v1.0/{name}") for name in names))
+    where = {
+        "plain": names,
+        "batches": [f"{BATCHES[1 + n % 3]}/{rest(name)}" for n, name in enumerate(names)],
+        "flattened": [f"train/{rest(name).replace('/', '_')}" for name in names],
+    }[layout]
+    missing = range(0, 50, 7)
+    touch(tmp_path, *(name for n, name in enumerate(where) if n not in missing))
+    scans = chexpert.read(tmp_path).scans
+    assert scans["id"].to_list() == names
+    assert [n for n, path in enumerate(scans["path"]) if not Path(path).is_file()] == list(missing)
+    assert [path for n, path in enumerate(scans["path"]) if n not in missing] == [
+        str(tmp_path / name) for n, name in enumerate(where) if n not in missing
+    ]
+
+
+def test_how_a_tree_differs_is_said(tmp_path: Path) -> None:
+    batches(tmp_path, IDS)
+    notes = chexpert.read(tmp_path).notes
+    assert any("the images of train are spread over the folders of" in note for note in notes)
+    assert any("the images of valid lie in CheXpert-v1.0 batch 1 (validate & csv)" in note for note in notes)
+    assert not any("images of" in note for note in chexpert.read(tree(tmp_path / "x" / "y")).notes)
+
+
+LABELS_ONLY = ["Path", *CHEXPERT_FINDINGS]
+
+
+def labels_only(path: str, value: str = "0", **labels: str) -> str:
+    named = {name.replace("_", " "): label for name, label in labels.items()}
+    return ",".join([path, *(named.get(finding, value) for finding in CHEXPERT_FINDINGS)])
+
+
+def later(folder: Path) -> None:
+    """The tables that came with the test set: labels only, and a Path that says valid over a folder val."""
+    table(
+        folder / "val_labels.csv",
+        labels_only("CheXpert-v1.0/valid/patient64541/study1/view1_frontal.jpg", "0.0", Cardiomegaly="1.0"),
+        labels_only("CheXpert-v1.0/valid/patient64541/study1/view2_lateral.jpg", "0.0"),
+        header=LABELS_ONLY,
+    )
+    table(
+        folder / "test_labels.csv",
+        labels_only("test/patient64741/study1/view1_frontal.jpg", Edema="1"),
+        labels_only("test/patient64741/study1/view2_lateral.jpg", Edema="1"),
+        labels_only("test/patient64742/study1/view1_frontal.jpg"),
+        header=LABELS_ONLY,
+    )
+    touch(folder, "val/patient64541/study1/view1_frontal.jpg", "val/patient64541/study1/view2_lateral.jpg")
+    touch(folder, *(f"test/patient6474{n}/study1/view1_frontal.jpg" for n in (1, 2)))
+    touch(folder, "test/patient64741/study1/view2_lateral.jpg")
+
+
+def test_the_tree_of_the_test_set(tmp_path: Path) -> None:
+    later(tmp_path / "CheXpert")
+    source = chexpert.read(tmp_path)
+    scans = source.scans
+    assert scans["id"].to_list() == [
+        "valid/patient64541/study1/view1_frontal.jpg",
+        "test/patient64741/study1/view1_frontal.jpg",
+        "test/patient64742/study1/view1_frontal.jpg",
+    ]
+    assert scans["split"].to_list() == ["valid", "test", "test"]
+    assert scans["label:Edema"].to_list() == [0, 1, 0]
+    assert scans["label:Cardiomegaly"].to_list() == [1, 0, 0]
+    assert scans["study"][1] == "patient64741/study1"
+    assert scans.select("sex", "age", "projection").null_count().row(0) == (3, 3, 3)
+    assert all(Path(path).is_file() for path in scans["path"])
+    assert any("2 lateral" in note for note in source.notes)
+    assert any("no train.csv" in note for note in source.notes)
+    assert chexpert.read(tmp_path, views="all").scans["view"].to_list().count("lateral") == 2
+    file = tmp_path / "CheXpert" / "val_labels.csv"
+    file.write_text(file.read_text().replace("CheXpert-v1.0/valid/", "val/"))
+    assert chexpert.read(tmp_path).scans.equals(scans)
+
+
+def test_train_valid_and_test_together(tmp_path: Path) -> None:
+    later(tree(tmp_path))
+    scans = chexpert.read(tmp_path).scans
+    assert scans["split"].to_list() == ["train"] * 4 + ["valid"] + ["test"] * 2
+    # The table that came first counts: the other one of the same scans has no demography.
+    assert scans.filter(split="valid")["age"].to_list() == [73]
+
+    (tmp_path / "valid.csv").unlink()
+    scans = chexpert.read(tmp_path).scans
+    assert scans["split"].to_list() == ["train"] * 4 + ["valid"] + ["test"] * 2
+    (tmp_path / "val_labels.csv").unlink()
+    # No scans to choose on are given: those of train are open, to be split by patient.
+    source = chexpert.read(tmp_path)
+    assert source.scans["split"].to_list() == [None] * 4 + ["test"] * 2
+    made = prepare.read("chexpert", tmp_path, valid_fraction=0.5).scans
+    assert set(made["split"][:4]) == {"train", "valid"}
+    assert made["split"][:2].n_unique() == 1
+    assert made["split"][4:].to_list() == ["test"] * 2
+
+
+@pytest.mark.parametrize("name", ["train_cheXbert.csv", "train_visualCheXbert.csv"])
+@pytest.mark.parametrize("below", ["", "tree", "beside"])
+def test_other_labels_are_joined_by_path(tmp_path: Path, name: str, below: str) -> None:
+    folder = tmp_path / BATCHES[0] if below == "beside" else tmp_path / below
+    tree(folder, "CheXpert-v1.0-small/")
+    # In another order, one scan less, one more, and with the prefix of the full set.
+    table(
+        (tmp_path if below == "beside" else folder) / name,
+        *(labels_only(f"CheXpert-v1.0/{one}", "0.0", Edema=f"{n % 2}.0") for n, one in enumerate(IDS[3:0:-1])),
+        labels_only("CheXpert-v1.0/train/patient64000/study1/view1_frontal.jpg", ""),
+        labels_only(f"CheXpert-v1.0/{LATERAL}", "-1.0"),
+        header=LABELS_ONLY,
+    )
+    plain = chexpert.read(tmp_path)
+    assert plain.scans["label:Edema"].to_list() == [-1, 0, None, None, 0]
+    assert any(f"--labels {name} takes them" in note for note in plain.notes)
+
+    source = chexpert.read(tmp_path, labels=Path(name))
+    assert source.scans["id"].to_list() == IDS[1:]
+    assert source.scans["label:Edema"].to_list() == [0, 1, 0, 0]
+    assert source.scans["label:Pleural Effusion"].to_list() == [0, 0, 0, None]
+    assert source.scans["split"].to_list() == ["train"] * 3 + ["valid"]
+    assert source.scans["age"].to_list() == [60, 34, None, 73]
+    assert any("1 scans that it does not list are left out" in note for note in source.notes)
+    assert any("1 of its rows name no scan" in note for note in source.notes)
+    assert not any("takes them" in note for note in source.notes)
+
+
+def test_other_labels_that_do_not_fit(tmp_path: Path) -> None:
+    tree(tmp_path / "tree")
+    refused(tmp_path, UsageError, "cannot be read", "nowhere.csv", labels=Path("nowhere.csv"))
+    one = labels_only(f"CheXpert-v1.0/{IDS[0]}")
+    for rows, said in (([one, one], "name a scan twice"), ([labels_only("train/x.jpg")], "none of the scans")):
+        table(tmp_path / "other.csv", *rows, header=LABELS_ONLY)
+        refused(tmp_path, DataError, said, "other.csv", labels=tmp_path / "other.csv")
+    table(tmp_path / "other.csv", labels_only(IDS[0], "maybe"), header=LABELS_ONLY)
+    refused(tmp_path, DataError, "row 1 below the header", "other.csv", labels=tmp_path / "other.csv")
+    table(tmp_path / "other.csv", one, header=LABELS_ONLY)
+    (tmp_path / "tree" / "train.csv").unlink()
+    refused(tmp_path, UsageError, "for train", "other.csv", labels=tmp_path / "other.csv")
+
+
+def test_labels_without_a_table_are_no_tree(tmp_path: Path) -> None:
+    table(tmp_path / "train_cheXbert.csv", labels_only(IDS[0]), header=LABELS_ONLY)
+    refused(tmp_path, DataError, "neither train.csv nor valid.csv")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -24,10 +26,11 @@ class Source:
 
     `scans` has a row per scan: id (unique, relative to `root`, with /), path (absolute), patient, study, view, split
     (text, null where not known), one float column "label:<finding>" (1, 0, -1, null = blank) per finding, then
-    metadata columns. `refused` holds (path as written, reason) of rows that name no scan inside `root`. `size` and
-    `channels` are what the source is prepared at unless another is asked for. Where a file holds many scans, `path` is
-    that file and `pixels(first)` yields the scans in the order of `scans` from row `first` on, uint8 (H, W) or
-    (H, W, 3).
+    metadata columns. `refused` holds (path as written, reason) of rows that name no scan inside `root`. `size`,
+    `channels` and `fit` are what the source is prepared at unless another is asked for. Where a file holds many
+    scans, `path` is that file and `pixels(first)` yields the scans in the order of `scans` from row `first` on, uint8
+    (H, W) or (H, W, 3), or the `DataError` that says why one cannot be shown. A column "fold" (0, 1, … or null) gives
+    folds; where it gives none, `folds` is how many are made unless another number is asked for.
     """
 
     name: str
@@ -39,17 +42,21 @@ class Source:
     refused: list[tuple[str, str]] = field(default_factory=list)
     size: int = 224
     channels: Literal[1, 3] = 1
-    pixels: Callable[[int], Iterator[NDArray[np.uint8]]] | None = None
+    fit: Literal["pad", "stretch", "crop"] = "pad"
+    folds: int | None = None
+    pixels: Callable[[int], Iterator[NDArray[np.uint8] | DataError]] | None = None
 
 
 def read_csv(path: Path) -> pl.DataFrame:
-    """Read a CSV as text columns, blanks as "". UTF-8 or Latin-1; comma, semicolon or tab.
+    """Read a CSV, also one packed as `.gz`, as text columns, blanks as "". UTF-8 or Latin-1; comma, semicolon or tab.
 
     Raises `UsageError` if there is no such file, `DataError` if it has no header, a name twice, no row, or a row of
     another length (with its line).
     """
     try:
-        raw = path.read_bytes()
+        raw = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError("this .gz file is cut off or damaged", where=path) from error
     except OSError as error:
         raise UsageError(f"this table cannot be read: {error.strerror}", where=path) from error
     try:
@@ -136,6 +143,41 @@ def assemble(names: Sequence[str], root: Path, columns: pl.DataFrame) -> tuple[p
         pl.Series("path", [None if i is None else os.path.join(top, i) for i in ids], pl.String),  # noqa: PTH118
         pl.all(),
     ).filter(pl.col("id").is_not_null())
+    refuse_twice(scans)
+    return scans, refused
+
+
+def table_of(
+    ids: Sequence[str],
+    paths: Sequence[str | Path],
+    labels: Mapping[str, Sequence[float | None] | pl.Series],
+    *,
+    patient: Sequence[str | None] | pl.Series | None = None,
+    study: Sequence[str | None] | pl.Series | None = None,
+    view: Sequence[str | None] | pl.Series | None = None,
+    split: Sequence[str | None] | pl.Series | None = None,
+    **metadata: Sequence[object] | pl.Series,
+) -> pl.DataFrame:
+    """Return the scans as `Source` has them; what is not given is not known. Raises `DataError` for an id given twice.
+
+    >>> table_of(["a"], ["/a.png"], {"Edema": [1]}, age=[60]).columns
+    ['id', 'path', 'patient', 'study', 'view', 'split', 'label:Edema', 'age']
+    """
+    texts = {"patient": patient, "study": study, "view": view, "split": split}
+    unknown = [None] * len(ids)
+    scans = pl.DataFrame([
+        pl.Series("id", ids, pl.String),
+        pl.Series("path", [str(path) for path in paths], pl.String),
+        *(pl.Series(name, unknown if cells is None else cells, pl.String) for name, cells in texts.items()),
+        *(pl.Series(f"label:{finding}", cells, pl.Float64, strict=False) for finding, cells in labels.items()),
+        *(pl.Series(name, cells) for name, cells in metadata.items()),
+    ])  # fmt: skip
+    refuse_twice(scans)
+    return scans
+
+
+def refuse_twice(scans: pl.DataFrame) -> None:
+    """Raise `DataError` if two rows name one scan."""
     twice = scans.filter(pl.col("id").is_duplicated())
     if len(twice):
         raise DataError(
@@ -143,7 +185,26 @@ def assemble(names: Sequence[str], root: Path, columns: pl.DataFrame) -> tuple[p
             where=twice["id"][0],
             fix="keep one row per scan",
         )
-    return scans, refused
+
+
+def files_below(root: Path) -> Iterator[Path]:
+    """Yield every file below a folder, folder by folder, sorted; links to folders are followed, none is visited twice.
+
+    Raises `UsageError` for a folder that cannot be read: its scans would be missed.
+    """
+
+    def refuse(problem: OSError) -> None:
+        raise UsageError(f"this folder cannot be read: {problem.strerror}", where=problem.filename) from problem
+
+    visited: set[tuple[int, int]] = set()
+    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
+        status = os.stat(folder)  # noqa: PTH116
+        if (status.st_dev, status.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders.sort()
+        yield from (Path(folder, name) for name in sorted(names))
 
 
 def locate(path: str) -> Path:

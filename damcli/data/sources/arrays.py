@@ -80,7 +80,7 @@ def stl10(folder: Path) -> list[Block]:
 def cats_and_dogs(folder: Path) -> list[Block]:
     """Read LibAUC's `cat_vs_dog_data.npy` and its labels; the last 5,000 are the test set. Raises `DataError`."""
     file, label_file = folder / "cat_vs_dog_data.npy", folder / "cat_vs_dog_label.npy"
-    data, labels = _npy(file), _npy(label_file).reshape(-1).astype(np.int64)
+    data, labels = npy(file), npy(label_file).reshape(-1).astype(np.int64)
     if data.dtype != np.uint8 or data.ndim != 4 or data.shape[1] != data.shape[2] or data.shape[3] != 3:
         raise DataError(f"images must be uint8 (N, S, S, 3), got {data.dtype} {data.shape}", where=file)
     if len(data) != len(labels) or len(data) <= 5000:
@@ -172,7 +172,7 @@ def _records(file: Path, size: int) -> Image:
     return np.memmap(file, np.uint8, mode="r").reshape(-1, size)
 
 
-def _npy(file: Path) -> npt.NDArray[Any]:
+def npy(file: Path) -> npt.NDArray[Any]:
     try:
         return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
