@@ -151,8 +151,9 @@ def _table(path: Path, against: Path, split: str, device: str) -> Evaluation:
     from damcli.report.evaluation import Truth
 
     dataset = Dataset.open(against)
-    truth = Truth.of_dataset(dataset, split, _rows(dataset, split))
-    return _joined(ScanTable.read(path), truth)
+    rows = _rows(dataset, split)
+    files = dataset.manifest["path"].gather(rows).to_list()
+    return _joined(ScanTable.read(path), Truth.of_dataset(dataset, split, rows), files)
 
 
 def _table_on_labels(path: Path, labels: Path) -> Evaluation:
@@ -166,11 +167,11 @@ def _table_on_labels(path: Path, labels: Path) -> Evaluation:
     return _joined(scores, Truth.of_labels(labels, table.ids, shared, table.labels(shared), table.patients))
 
 
-def _joined(table: ScanTable, truth: Truth) -> Evaluation:
+def _joined(table: ScanTable, truth: Truth, files: Sequence[str] = ()) -> Evaluation:
     from damcli.report.evaluation import Evaluation, Selection
 
     findings, remarks = _shared(table.names, truth, table.path)
-    scores, failed, unused = table.scores(truth.ids, findings)
+    scores, failed, unused = table.scores(truth.ids, findings, files)
     if unused:
         remarks += (f"{unused} rows of {table.path.name} belong to none of these scans and are left out",)
     return Evaluation(
@@ -205,7 +206,9 @@ def _same_contract(contract: Contract, dataset: Dataset, where: Path) -> None:
             f"it was trained on scans prepared otherwise ({contract}) than this dataset's ({dataset.info.contract})",
             where=where,
             fix="prepare the dataset again with"
-            f" --size {contract.size} --channels {contract.channels} --fit {contract.fit}",
+            f" --size {contract.size} --channels {contract.channels} --fit {contract.fit}"
+            + ("" if contract.frame is None else f" --frame {contract.frame}")
+            + ("" if contract.film == "grey" else f" --film {contract.film}"),
         )
 
 

@@ -6,7 +6,7 @@ Rows are joined by `path`, never by position, and columns by name; other columns
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -92,10 +92,15 @@ class ScanTable:
         columns = [parse_labels(self.frame[name].cast(pl.String), self.path) for name in findings]
         return np.column_stack([column.fill_null(np.nan).to_numpy() for column in columns])
 
-    def scores(self, ids: Sequence[str], findings: Sequence[str]) -> Joined:
-        """Return the scores of the scans `ids`. Raises `DataError` if one is missing, or is no finite number."""
+    def scores(self, ids: Sequence[str], findings: Sequence[str], files: Sequence[str] = ()) -> Joined:
+        """Return the scores of the scans `ids`. Raises `DataError` if one is missing, or is no finite number.
+
+        Where the table has none of the ids, it may have the paths of their `files` below the folder that was scored.
+        """
         need(self.frame, findings, self.path)
         place = {name: row for row, name in enumerate(self.ids)}
+        if ids and files and not any(name in place for name in ids):
+            ids = _below(files, place) or ids
         missing = [name for name in ids if name not in place]
         if missing:
             raise DataError(
@@ -121,6 +126,21 @@ class ScanTable:
                 )
             scores[~failed, column] = numbers[~failed]
         return Joined(scores, failed, len(self.frame) - len(rows))
+
+
+def _below(files: Sequence[str], known: Container[str]) -> list[str]:
+    """Return the files' paths below the one folder below which all of them are known, or nothing.
+
+    >>> _below(["/data/a/1.png", "/data/b/1.png"], {"a/1.png", "b/1.png", "1.png"})
+    ['a/1.png', 'b/1.png']
+    """
+    parts = files[0].split("/")
+    for length in range(len(parts) - 1, 0, -1):
+        root = "/".join(parts[:-length]) + "/"
+        names = [file.removeprefix(root) for file in files if file.startswith(root)]
+        if len(names) == len(files) and all(name in known for name in names):
+            return names
+    return []
 
 
 def write(path: Path, ids: Sequence[str], findings: Sequence[str], scores: npt.NDArray[np.floating]) -> None:

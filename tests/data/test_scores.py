@@ -136,3 +136,18 @@ def test_labels_keep_uncertain_and_blank_apart_and_refuse_others(tmp_path: Path)
     np.testing.assert_array_equal(labels.labels(["Edema", "Fracture"]), [[1, 0], [-1, np.nan], [np.nan, 1]])
     with pytest.raises(DataError, match="neither 1, 0, -1"):
         table(tmp_path, text.replace("p1,1", "p1,yes")).labels(["Edema"])
+
+
+def test_paths_below_the_folder_that_was_scored_stand_for_ids(tmp_path):
+    (tmp_path / "scores.csv").write_text("path,Edema\nb/1.dcm,0.5\na/1.dcm,0.25\nother.dcm,0.125\n")
+    table = ScanTable.read(tmp_path / "scores.csv")
+    files = ["/archive/scans/a/1.dcm", "/archive/scans/b/1.dcm"]
+    joined = table.scores(["Case_A", "Case_B"], ["Edema"], files)
+    assert joined.scores[:, 0].tolist() == [0.25, 0.5]
+    # One scan that is not there, or ids that are: nothing is guessed.
+    for ids, places in (
+        (["Case_A", "Case_B"], ["/archive/scans/a/1.dcm", "/archive/scans/c/1.dcm"]),
+        (["b/1.dcm", "x"], files),
+    ):
+        with pytest.raises(DataError, match="no row"):
+            table.scores(ids, ["Edema"], places)
