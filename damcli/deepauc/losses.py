@@ -238,7 +238,7 @@ def margin_note(loss: nn.Module, positives: float, negatives: float) -> str | No
         return None
     batch = f" in a batch of {positives:g} positives and {negatives:g} negatives" if loss.score == "bsn" else ""
     return (
-        f"margin {loss.margin:g} is not below {gap:.2g}, the largest gap that {loss.score} scores allow{batch}: "
+        f"margin {loss.margin:.3g} is not below {gap:.3g}, the largest gap that {loss.score} scores allow{batch}: "
         "AUC-M acts as AUC-S"
     )
 

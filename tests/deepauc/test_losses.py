@@ -195,7 +195,7 @@ def test_bsn_ignores_missing_entries_and_scale(batch):
     [
         (AUCMarginLoss(1), "margin 1 is not below 1, the largest gap that sigmoid scores allow"),
         (AUCMarginLoss(1, 0.7), None),
-        (AUCMarginLoss(1, 0.3, score="bsn"), "0.29, the largest gap that bsn scores allow in a batch of 13 positives"),
+        (AUCMarginLoss(1, 0.3, score="bsn"), "0.293, the largest gap that bsn scores allow in a batch of 13 positives"),
         (AUCMarginLoss(1, 0.2, score="bsn"), None),
         (AUCMarginLoss(1, score="identity"), None),
         (AUCSquareLoss(1), None),
@@ -205,6 +205,12 @@ def test_bsn_ignores_missing_entries_and_scale(batch):
 def test_margin_note(loss, says):
     note = margin_note(loss, 13, 115)
     assert (note is None) if says is None else (says in note and "acts as AUC-S" in note)
+
+
+@pytest.mark.parametrize("margin", [0.177, 0.1768])
+def test_a_margin_out_of_reach_never_looks_as_if_it_were_below_the_gap(margin):
+    note = margin_note(AUCMarginLoss(1, margin, score="bsn"), 64, 64)  # √(1/32)
+    assert "margin 0.177 is not below 0.177," in note
 
 
 def test_cross_entropy_and_focal_by_hand():
