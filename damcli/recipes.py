@@ -55,6 +55,13 @@ class Stage(Strict):
             raise ValueError(f"{self.loss} is a min-max loss: its optimizer is pesg")
         if self.optimizer == "pesg" and self.lr * self.gamma >= 1:
             raise ValueError(f"lr·gamma = {self.lr * self.gamma:g} must stay below 1 (gamma multiplies, like 0.002)")
+        step = self.update if self.optimizer == "pesg" else self.optimizer
+        if self.momentum and step == "adam":
+            raise ValueError("momentum is not for Adam, which has its own: take sgd, or another update of pesg")
+        if self.clip_norm is not None and self.optimizer != "pesg":
+            raise ValueError(f"clip_norm is PESG's: {self.optimizer} does not limit the gradient's norm")
+        if self.clip_norm is not None and step == "libauc":
+            raise ValueError("clip_norm is not for update = libauc, which clamps every element of the gradient")
         return self
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from damcli import recipes
-from damcli.config import resolve
+from damcli.config import Layer, resolve
 from damcli.errors import UsageError
 from damcli.recipes import Recipe
 
@@ -44,3 +44,34 @@ def test_the_baselines_of_the_benchmarks_are_the_papers(loss):
     [(number, stage)] = resolve_training("benchmark", loss).value.stages()
     assert (number, stage.loss, stage.optimizer) == (1, loss, "sgd")
     assert (stage.lr, stage.weight_decay, stage.epochs, stage.decay_epochs) == (0.1, 1e-4, 100, (50, 75))
+
+
+PESG = {"loss": "aucm", "optimizer": "pesg"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ({**PESG, "update": "adam", "momentum": 0.9}, "momentum is not for Adam"),
+        ({"optimizer": "adam", "momentum": 0.9}, "momentum is not for Adam"),
+        ({**PESG, "update": "libauc", "clip_norm": 1.0}, "clip_norm is not for update = libauc"),
+        ({"optimizer": "adam", "clip_norm": 1.0}, "clip_norm is PESG's"),
+        ({"optimizer": "sgd", "clip_norm": 1.0}, "clip_norm is PESG's"),
+    ],
+)
+def test_what_an_optimizer_cannot_do_is_refused_before_anything_runs(stage, words):
+    with pytest.raises(UsageError, match=f"stage2: .*{words}"):
+        resolve(Recipe, [Layer("test", {"stage2": stage})])
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        {"optimizer": "sgd", "momentum": 0.9},
+        {**PESG, "momentum": 0.9, "clip_norm": 1.0},
+        {**PESG, "update": "libauc", "momentum": 0.9},
+        {**PESG, "update": "adam", "clip_norm": 1.0},
+    ],
+)
+def test_what_it_can_do_is_not(stage):
+    assert resolve(Recipe, [Layer("test", {"stage2": stage})]).value.stage2.optimizer == stage["optimizer"]

@@ -238,7 +238,7 @@ def margin_note(loss: nn.Module, positives: float, negatives: float) -> str | No
         return None
     batch = f" in a batch of {positives:g} positives and {negatives:g} negatives" if loss.score == "bsn" else ""
     return (
-        f"margin {loss.margin:g} is not below {gap:.2g}, the largest gap that {loss.score} scores allow{batch}: "
+        f"margin {loss.margin:.3g} is not below {gap:.3g}, the largest gap that {loss.score} scores allow{batch}: "
         "AUC-M acts as AUC-S"
     )
 
@@ -273,7 +273,7 @@ def _checked_prior(prior: float | Sequence[float] | Tensor | None, form: Form, n
 
 def _prepared(logits: Tensor, targets: Tensor, num_findings: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Check the shapes; return logits and targets in the precision of the loss, missing ones 0, and which are."""
-    if logits.ndim != 2 or logits.shape[1] != (num_findings or logits.shape[1]):
+    if logits.ndim != 2 or logits.shape[1] != (num_findings or max(logits.shape[1], 1)):
         raise ValueError(f"logits must have shape (N, {num_findings or 'K'}), got {tuple(logits.shape)}")
     if not logits.is_floating_point():
         raise ValueError(f"logits must be floating, got {logits.dtype}")
@@ -318,7 +318,8 @@ def _scores(logits: Tensor, score: str, together: bool) -> Tensor:
     largest = logits.detach().abs().amax(0) if len(logits) else logits.new_zeros(logits.shape[1])
     largest = processes.largest(largest) if together else largest
     some = largest > 1e-20
-    scaled = torch.where(some, logits, 0) / torch.where(some, largest, 1)
+    # By a product and not by `where`: a NaN stays one, also where the largest over the ranks has lost it.
+    scaled = logits * some / torch.where(some, largest, 1)
     squares = scaled.square().sum(0)
     squares = processes.total(squares) if together else squares
     return scaled / torch.where(some, squares, 1).sqrt()

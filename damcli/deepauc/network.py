@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers.activations import HardSigmoid, Sigmoid
 from timm.layers.create_act import get_act_layer
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
@@ -16,16 +17,18 @@ from damcli.deepauc import resnet20  # noqa: F401  (makes its name known to timm
 from damcli.errors import DataError, MachineError, UsageError
 
 SHOWN = 5  # of the keys that do not fit
+ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
+GATES = {nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.MultiheadAttention, Sigmoid, HardSigmoid}  # of attention
 
 
 class Classifier(nn.Module):
     """A timm backbone that takes images in [0, 1] and returns a logit per finding.
 
     `backbone` is a timm model's name, or `resnet20_cifar`. `in_chans` is 3 or 1: into three channels a grey image
-    goes three times. `activation` (timm's name for it, such as `elu`) takes the place of the backbone's own, in this
-    network alone. `weights` is a file of timm weights (`.safetensors`, or a state dict in
-    `.pth`, `.pt`, `.bin`; never unpickled beyond tensors); its classifier is ignored, and a first layer for
-    colour is summed up for grey. `pretrained` lets timm download weights. With neither, the weights are random by
+    goes three times. `activation` (timm's name for it, such as `elu`) takes the place of all of the backbone's own, in
+    this network alone; the gates of its attention stay. `weights` is a file of timm weights (`.safetensors`, or a
+    state dict in `.pth`, `.pt`, `.bin`; never unpickled beyond tensors); its classifier is ignored, and a first layer
+    for colour is summed up for grey. `pretrained` lets timm download weights. With neither, the weights are random by
     torch's global generator. The normalisation is that of timm's configuration of the backbone (its mean over the
     channels where there is one), held in the buffers `mean` and `std` of shape (in_chans, 1, 1).
 
@@ -152,7 +155,7 @@ def _create(backbone: str, num_findings: int, pretrained: bool, in_chans: int, a
             f"the pretrained weights of {backbone!r} could not be downloaded",
             fix="check the network, or give the weights as a file with --weights",
         ) from error
-    if layer and not any(isinstance(module, layer) for module in network.modules()):
+    if layer and not _replaced(network, layer):
         raise _no_choice(backbone, activation)
     return network
 
@@ -166,6 +169,12 @@ def _activation(name: str) -> type[nn.Module]:
         ) from error
     assert isinstance(layer, type)
     return layer
+
+
+def _replaced(network: nn.Module, layer: type[nn.Module]) -> bool:
+    """Whether `layer` is the only activation of a network, gates aside: timm replaces some of a backbone's in part."""
+    kinds = {type(module) for module in network.modules()}
+    return layer in kinds and not any(kind.__module__.startswith(ACTIVATIONS) for kind in kinds - GATES - {layer})
 
 
 def _no_choice(backbone: str, activation: str | None) -> UsageError:

@@ -14,7 +14,7 @@ from damcli.deepauc import processes
 
 Update = Literal["plain", "adam", "libauc"]
 SETTINGS = {"lr", "gamma", "weight_decay", "momentum"}
-INTERNAL = {"params", "param_names", "ascend", "averaged", "fused"}
+INTERNAL = {"params", "param_names", "ascend", "averaged", "fused", "scale"}
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 LIBAUC_CLAMP, LIBAUC_LARGEST_ALPHA = 1.0, 999.0
 
@@ -27,8 +27,8 @@ class PESG(Optimizer):
     `params` are the network's (tensors, or groups that may set `lr`, `gamma`, `weight_decay` and `momentum` of their
     own), `loss` an `AUCMarginLoss` or `AUCSquareLoss`, whose a, b and α join by themselves. `lr` is η, `gamma` is γ
     (it multiplies: 1/500, not 500), `weight_decay` is λ. v_ref is v as the first step finds it, and moves at
-    `end_stage` to the mean of v over the stage that ends. Where several processes train together all start from rank
-    0's v and α.
+    `end_stage` to the mean of v over the stage that ends; a group's γ may change at any time. Where several processes
+    train together all start from rank 0's v and α.
 
     Beyond the paper, off by default: `momentum` as in `torch.optim.SGD`; `clip_norm`, the largest norm that the
     gradient of v may have; and two steps other than the `plain` one:
@@ -92,7 +92,14 @@ class PESG(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
-        _check(self.param_groups[-1], self.update)
+        group = self.param_groups[-1]
+        _check(group, self.update)
+        group["scale"] = _scale(group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # states written before the scale was held
+            group.setdefault("scale", _scale(group))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -130,7 +137,8 @@ class PESG(Optimizer):
             states = [self.state[p] for p in group["params"] if p in self.state]
             if states:
                 torch._foreach_copy_([s["pull"] for s in states], [s["average"] for s in states])
-                torch._foreach_mul_([s["pull"] for s in states], -_scale(group))
+                group["scale"] = _scale(group)
+                torch._foreach_mul_([s["pull"] for s in states], -group["scale"])
 
     @torch.no_grad()
     def distance(self) -> Tensor:
@@ -140,7 +148,7 @@ class PESG(Optimizer):
             known = [p for p in group["params"] if p in self.state]
             if known:
                 pulls = [self.state[p]["pull"] for p in known]
-                norms += torch._foreach_norm(torch._foreach_add(known, pulls, alpha=1 / _scale(group)))
+                norms += torch._foreach_norm(torch._foreach_add(known, pulls, alpha=1 / group["scale"]))
         return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
     @torch.no_grad()
@@ -149,9 +157,11 @@ class PESG(Optimizer):
         if parameter not in self.state:
             raise KeyError("no step has moved this parameter yet")
         group = next(g for g in self.param_groups if any(p is parameter for p in g["params"]))
-        return self.state[parameter]["pull"] / -_scale(group)
+        return self.state[parameter]["pull"] / -group["scale"]
 
     def _descend(self, group: dict[str, Any], moved: list[Tensor]) -> None:
+        if group["scale"] != _scale(group):
+            self._rescale(group)
         self._remember(group, moved)
         gradients: list[Tensor] = [p.grad for p in moved]  # type: ignore[misc]
         states = [self.state[p] for p in moved]
@@ -187,22 +197,30 @@ class PESG(Optimizer):
         known = [p for p in group["params"] if p in self.state]
         torch._foreach_lerp_([self.state[p]["average"] for p in known], known, 1 / group["averaged"])
 
+    def _rescale(self, group: dict[str, Any]) -> None:
+        """Keep every v_ref where it is: the γ of the group is not the one that its pulls were made with."""
+        pulls = [self.state[p]["pull"] for p in group["params"] if p in self.state]
+        if pulls:
+            torch._foreach_mul_(pulls, _scale(group) / group["scale"])
+        group["scale"] = _scale(group)
+
     def _ascend(self, group: dict[str, Any], moved: list[Tensor]) -> None:
-        lr = group["lr"]
+        lr, projected = group["lr"], getattr(self.loss, "projected", True)
         if self.update == "libauc":
             loss: Any = self.loss
             loss.alpha.add_(2 * (loss.margin + loss.b - loss.a - loss.alpha), alpha=lr)
-            loss.alpha.clamp_(0.0, LIBAUC_LARGEST_ALPHA)
+            loss.alpha.clamp_(0.0 if projected else -LIBAUC_LARGEST_ALPHA, LIBAUC_LARGEST_ALPHA)
             return
         gradients: list[Tensor] = [p.grad for p in moved]  # type: ignore[misc]
         torch._foreach_add_(moved, gradients, alpha=lr)
-        if getattr(self.loss, "projected", True):
+        if projected:
             torch._foreach_clamp_min_(moved, 0.0)
 
     def _remember(self, group: dict[str, Any], moved: list[Tensor]) -> None:
         """Begin the state of the parameters that move for the first time.
 
-        The reference is held as −γ·v_ref, the constant that a step adds to the gradient (as −v_ref where γ is 0).
+        The reference is held as −γ·v_ref, the constant that a step adds to the gradient (as −v_ref where γ is 0); the
+        group's `scale` is the factor that its pulls were made with.
         """
         for p in moved:
             if p in self.state:

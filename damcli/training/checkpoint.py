@@ -38,6 +38,7 @@ class Progress(Strict):
     """How far a run is: `epoch` and `step` are what is done of `stage`, `steps` the steps of the whole stage.
 
     Per finding: `seen` counts the positives of the epoch so far, `risen` says whether α has left 0 in the stage.
+    `metrics_bytes` is the size of the metrics up to here: what is written after it, a resumed run writes again.
     """
 
     stage: int = 0

@@ -117,8 +117,7 @@ def _stage(number: int, stage: Stage, recipe: Recipe, targets: npt.NDArray[np.fl
 
 def _prior(targets: npt.NDArray[np.float32], dataset: Dataset, form: str) -> list[float]:
     """Return the mean target of each finding. Raises `DataError` where one is not inside (0, 1)."""
-    known = ~np.isnan(targets)
-    means = np.where(known, targets, 0).sum(axis=0, dtype=np.float64) / np.maximum(known.sum(axis=0), 1)
+    means = _means(targets)
     for finding, mean in zip(dataset.info.findings, means, strict=True):
         if not 0 < mean < 1:
             raise DataError(
@@ -126,6 +125,13 @@ def _prior(targets: npt.NDArray[np.float32], dataset: Dataset, form: str) -> lis
                 where=dataset.path,
                 fix=f"--set {form}=conditional, or leave it out with prepare --findings",
             )
+    return means
+
+
+def _means(targets: npt.NDArray[np.float32]) -> list[float]:
+    """Return the mean target of each finding, 0 where all are missing."""
+    known = ~np.isnan(targets)
+    means = np.where(known, targets, 0).sum(axis=0, dtype=np.float64) / np.maximum(known.sum(axis=0), 1)
     return means.tolist()
 
 
@@ -155,15 +161,19 @@ def warnings(plan: Plan, recipe: Recipe, dataset: Dataset) -> Iterator[str]:
         yield f"the tune part does not hold both classes of {', '.join(undefined)}: n/a, and no part of the mean"
     for planned in plan.stages:
         yield from _late_decays(planned)
-        positives = planned.stage.positives
+        shares = [planned.stage.positives] * len(findings)
         if planned.stage.sampler == "uniform":
-            positives = float(np.nanmean(targets)) if np.isfinite(targets).any() else 0.0
+            shares = _means(targets)
         elif left_out := planned.sampler.left_out:  # type: ignore[union-attr]
             yield f"stage {planned.number} leaves out {left_out} scans without a target that a balanced batch can use"
-        batch = round(recipe.batch_size * positives)
-        note = losses.margin_note(planned.loss(len(findings)), batch, recipe.batch_size - batch)
-        if note:
-            yield f"stage {planned.number}: {note}"
+        loss = planned.loss(len(findings))
+        noted: dict[str, list[str]] = {}
+        for finding, share in zip(findings, shares, strict=True):
+            positives = round(recipe.batch_size * share)
+            if note := losses.margin_note(loss, positives, recipe.batch_size - positives):
+                noted.setdefault(note, []).append(finding)
+        for note, names in noted.items():
+            yield f"stage {planned.number}, {', '.join(names)}: {note}"
 
 
 def _late_decays(planned: StagePlan) -> Iterator[str]:

@@ -68,11 +68,15 @@ class Metrics:
         """Append to the timings."""
         _append(self._timing, record)
 
-    def sync(self) -> int:
-        """Bring the metrics onto the disk and return their size in bytes."""
+    @property
+    def size(self) -> int:
+        """The size of the metrics in bytes."""
+        return self._metrics.tell()
+
+    def sync(self) -> None:
+        """Bring the metrics onto the disk."""
         with files.disk_errors(Path(self._metrics.name)):
             os.fsync(self._metrics.fileno())
-        return self._metrics.tell()
 
 
 def _append(file: Any, record: Mapping[str, Any]) -> None:

@@ -70,7 +70,9 @@ class Trainer:
                 # In the first stage too: some of timm's last layers start so wide that early steps only shrink them.
                 self.network.reset_classifier(seeds.key(self.recipe.seed, "classifier", planned.number))
                 nothing = (0,) * self.network.num_findings
-                self.progress = Progress(stage=planned.number, seen=nothing, risen=(False,) * len(nothing))
+                self.progress = Progress(
+                    stage=planned.number, seen=nothing, risen=(False,) * len(nothing), metrics_bytes=self.metrics.size
+                )
             self.loss = planned.loss(self.network.num_findings).to(self.fabric.device)
             self.optimizer = planned.optimizer(self.network, self.loss)
             if begun:
@@ -122,7 +124,14 @@ class Trainer:
             mean_tune_auroc=mean,
             best=better,
         )
-        self.advance(epoch=epoch, step=0, loss_sum=0.0, seen=(0,) * len(self.progress.seen), best=best)
+        self.advance(
+            epoch=epoch,
+            step=0,
+            loss_sum=0.0,
+            seen=(0,) * len(self.progress.seen),
+            best=best,
+            metrics_bytes=self.metrics.size,
+        )
         if better:
             self.save("best")
         self.save("last")
@@ -257,6 +266,7 @@ class Trainer:
             positives_seen=self.progress.seen,
             logit_gradients=observed.logit_gradients,
         )
+        self.advance(metrics_bytes=self.metrics.size)
 
     def save_if_due(self) -> None:
         self.leave_if_asked()
@@ -269,7 +279,7 @@ class Trainer:
             self.interruption.leave()
 
     def save(self, which: checkpoint.Which) -> None:
-        self.advance(metrics_bytes=self.metrics.sync())
+        self.metrics.sync()
         state = {"loss": self.loss.state_dict(), "optimizer": self.optimizer.state_dict()} if which == "last" else {}
         checkpoint.save(self.run, which, self.progress, self.network.state_dict(), state)
         self.saved_at = time.monotonic()

@@ -165,6 +165,15 @@ def test_no_step_waits_for_the_device(make):
     assert logits.grad.shape == (4, 3)
 
 
+@pytest.mark.parametrize("make", LOSSES, ids=name)
+@pytest.mark.parametrize("others", [1.0, 0.0])
+def test_a_nan_logit_gives_a_nan_loss(make, others):
+    """It must not pass for a score: training stops at a loss that is not finite."""
+    logits = torch.full((6, 3), others)
+    logits[3, 1] = NAN
+    assert make()(logits, torch.arange(6.0)[:, None].expand(6, 3) % 2).isnan()
+
+
 def test_saddle_variables_travel_with_the_module():
     loss = AUCMarginLoss(2, form="prior", prior=[0.1, 0.2])
     assert set(loss.state_dict()) == {"a", "b", "alpha", "prior"}
@@ -186,7 +195,7 @@ def test_bsn_ignores_missing_entries_and_scale(batch):
     [
         (AUCMarginLoss(1), "margin 1 is not below 1, the largest gap that sigmoid scores allow"),
         (AUCMarginLoss(1, 0.7), None),
-        (AUCMarginLoss(1, 0.3, score="bsn"), "0.29, the largest gap that bsn scores allow in a batch of 13 positives"),
+        (AUCMarginLoss(1, 0.3, score="bsn"), "0.293, the largest gap that bsn scores allow in a batch of 13 positives"),
         (AUCMarginLoss(1, 0.2, score="bsn"), None),
         (AUCMarginLoss(1, score="identity"), None),
         (AUCSquareLoss(1), None),
@@ -196,6 +205,12 @@ def test_bsn_ignores_missing_entries_and_scale(batch):
 def test_margin_note(loss, says):
     note = margin_note(loss, 13, 115)
     assert (note is None) if says is None else (says in note and "acts as AUC-S" in note)
+
+
+@pytest.mark.parametrize("margin", [0.177, 0.1768])
+def test_a_margin_out_of_reach_never_looks_as_if_it_were_below_the_gap(margin):
+    note = margin_note(AUCMarginLoss(1, margin, score="bsn"), 64, 64)  # √(1/32)
+    assert "margin 0.177 is not below 0.177," in note
 
 
 def test_cross_entropy_and_focal_by_hand():
@@ -243,6 +258,8 @@ def test_from_stage(loss):
         (lambda: AUCMarginLoss(2)(torch.zeros(4, 3), torch.zeros(4, 3)), r"logits must have shape \(N, 2\)"),
         (lambda: AUCMarginLoss(2)(torch.zeros(4, 2), torch.zeros(3, 2)), "targets must have the shape of logits"),
         (lambda: CrossEntropyLoss()(torch.zeros(4), torch.zeros(4)), r"logits must have shape \(N, K\)"),
+        (lambda: CrossEntropyLoss()(torch.zeros(4, 0), torch.zeros(4, 0)), r"\(N, K\), got \(4, 0\)"),
+        (lambda: FocalLoss()(torch.zeros(0, 0), torch.zeros(0, 0)), r"\(N, K\), got \(0, 0\)"),
         (lambda: CrossEntropyLoss()(torch.zeros(4, 1).long(), torch.zeros(4, 1)), "logits must be floating"),
         (lambda: AUCMarginLoss(1)(torch.zeros(1, 1), torch.full((1, 1), 1.5)), r"targets must lie in \[0, 1\].*1.5"),
         (lambda: FocalLoss()(torch.zeros(1, 1), torch.full((1, 1), -1.0)), r"targets must lie in \[0, 1\].*-1"),

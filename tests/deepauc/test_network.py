@@ -219,11 +219,31 @@ def test_densenet_with_elu_has_no_relu_left():
 
 @pytest.mark.parametrize(
     ("backbone", "activation", "words"),
-    [(TINY, "eluu", "no activation 'eluu'"), ("dla34", "elu", "'dla34' does not let its activation")],
+    [
+        (TINY, "eluu", "no activation 'eluu'"),
+        ("dla34", "elu", "'dla34' does not let its activation"),
+        # Replaced in part: 39 of 243 ReLUs stay, all of SiLU, the ReLUs inside squeeze-and-excitation.
+        ("inception_resnet_v2", "elu", "'inception_resnet_v2' does not let its activation"),
+        ("mixnet_s", "elu", "'mixnet_s' does not let its activation"),
+        ("lcnet_050", "elu", "'lcnet_050' does not let its activation"),
+    ],
 )
 def test_an_activation_that_cannot_be_had_is_refused(backbone, activation, words):
     with pytest.raises(UsageError, match=words):
         Classifier(backbone, 1, activation=activation)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "activation"),
+    [
+        ("test_efficientnet", "elu"),
+        ("test_efficientnet", "sigmoid"),
+        ("inception_resnet_v2", "relu"),
+        ("test_vit", "gelu"),
+    ],
+)
+def test_gates_stay_and_an_activation_may_be_the_backbones_own(backbone, activation):
+    Classifier(backbone, 1, activation=activation)
 
 
 @pytest.mark.slow

@@ -167,11 +167,11 @@ def gradient_at(weight: np.ndarray, step: int) -> np.ndarray:
     return 3 * np.sin(5 * weight + step)
 
 
-def by_hand(update, momentum, weight, *, lr, gamma, decay, clip, steps, end):
-    """The steps that the paper does not have, in NumPy; a stage ends after step `end`, and η is halved."""
+def by_hand(update, momentum, weight, *, lr, gammas, decay, clip, end):
+    """The steps that the paper does not have, in NumPy, with a γ each; a stage ends after step `end`, η is halved."""
     reference, visited = weight.copy(), []
     buffer, mean, square = None, np.zeros_like(weight), np.zeros_like(weight)
-    for step in range(steps):
+    for step, gamma in enumerate(gammas):
         gradient = gradient_at(weight, step)
         if clip:
             gradient = gradient * min(1, clip / (np.linalg.norm(gradient) + 1e-6))
@@ -193,25 +193,85 @@ def by_hand(update, momentum, weight, *, lr, gamma, decay, clip, steps, end):
     return weight, reference
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.3])
+@pytest.mark.parametrize("changed_at", [5, 13], ids=["before the stage ends", "after it"])
+@pytest.mark.parametrize("gammas", [(0.0, 0.0), (0.3, 0.3), (0.3, 0.03), (0.0, 0.3), (0.3, 0.0)])
 @pytest.mark.parametrize(("update", "momentum", "clip"), CLIPPED_STEPS)
-def test_every_step_is_what_it_says(update, momentum, clip, gamma):
+def test_every_step_is_what_it_says(update, momentum, clip, gammas, changed_at):
     start = np.linspace(-1, 1, 9)
-    settings = {"lr": 0.2, "gamma": gamma, "decay": 0.05}
-    expected = by_hand(update, momentum, start, **settings, clip=clip, steps=20, end=8)
+    gammas = [gammas[step >= changed_at] for step in range(20)]
+    expected = by_hand(update, momentum, start, lr=0.2, gammas=gammas, decay=0.05, clip=clip, end=8)
     weights = [nn.Parameter(torch.from_numpy(part.copy())) for part in np.split(start, [4])]
     optimizer = PESG(
-        weights, AUCMarginLoss(1).double(), 0.2, gamma, 0.05, momentum=momentum, clip_norm=clip, update=update
+        weights, AUCMarginLoss(1).double(), 0.2, gammas[0], 0.05, momentum=momentum, clip_norm=clip, update=update
     )
     for step in range(20):
+        optimizer.param_groups[0]["gamma"] = gammas[step]
         for weight in weights:
             weight.grad = torch.from_numpy(gradient_at(weight.detach().numpy(), step))
         optimizer.step()
         if step == 8:
             optimizer.end_stage(2)
-    np.testing.assert_allclose(torch.cat(weights).detach(), expected[0], rtol=1e-11)
-    np.testing.assert_allclose(torch.cat([optimizer.reference(w) for w in weights]), expected[1], rtol=1e-11)
-    assert optimizer.distance().item() == pytest.approx(np.linalg.norm(expected[0] - expected[1]), rel=1e-10)
+    np.testing.assert_allclose(torch.cat(weights).detach(), expected[0], rtol=1e-9)
+    np.testing.assert_allclose(torch.cat([optimizer.reference(w) for w in weights]), expected[1], rtol=1e-9)
+    assert optimizer.distance().item() == pytest.approx(np.linalg.norm(expected[0] - expected[1]), rel=1e-9)
+
+
+@pytest.mark.parametrize("gammas", [(0.002, 0.02), (0.0, 0.02), (0.02, 0.0)])
+def test_another_gamma_leaves_the_reference_where_it_is(gammas):
+    weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+    late = nn.Parameter(torch.tensor([3.0]))
+    optimizer = PESG([weight, late], AUCMarginLoss(1), 0.1, gamma=gammas[0])
+    weight.grad, late.grad = torch.ones(2), torch.ones(1)
+    optimizer.step()
+    optimizer.param_groups[0]["gamma"] = gammas[1]
+    resumed = PESG([weight, late], AUCMarginLoss(1), 0.1)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    late.grad = None
+    for step in range(3):
+        for one in (optimizer, resumed):
+            assert one.reference(weight).tolist() == pytest.approx([1.0, -2.0])
+            assert one.reference(late).item() == pytest.approx(3.0), "it does not move, and its reference neither"
+        assert optimizer.distance().item() == pytest.approx(resumed.distance().item(), rel=1e-6)
+        if step == 0:
+            assert optimizer.distance().item() == pytest.approx(0.1 * 3**0.5, rel=1e-5)
+        optimizer.step()
+        resumed.step()
+    optimizer.param_groups[0]["gamma"] = gammas[0]
+    optimizer.end_stage()
+    assert optimizer.reference(late).item() == pytest.approx(2.9)
+
+
+def test_a_state_from_before_gammas_could_change_is_read():
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = PESG([weight], AUCMarginLoss(1), 0.1, gamma=0.3)
+    weight.grad = torch.ones(1)
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    for group in state["param_groups"]:
+        del group["scale"]
+    optimizer.load_state_dict(state)
+    optimizer.step()
+    assert optimizer.reference(weight).item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "alpha"),
+    [
+        (AUCMarginLoss(1), 0.0),
+        (AUCMarginLoss(1, nonnegative=False), -0.4),
+        (AUCSquareLoss(1), -0.4),
+    ],
+    ids=["AUC-M", "AUC-M without its projection", "AUC-S"],
+)
+def test_libaucs_step_projects_alpha_where_the_loss_does(loss, alpha):
+    optimizer = PESG([nn.Parameter(torch.zeros(1))], loss, 0.1, update="libauc")
+    loss.a.data.fill_(3.0)
+    loss.alpha.grad = torch.zeros(1)
+    optimizer.step()  # by 0.1 · 2 (m + b − a)
+    assert loss.alpha.item() == pytest.approx(alpha)
+    loss.a.data.fill_(1e5)
+    optimizer.step()
+    assert loss.alpha.item() == (-999 if alpha else 0)
 
 
 def test_the_norm_is_limited_over_all_of_v_and_not_over_alpha():

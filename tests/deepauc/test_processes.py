@@ -100,6 +100,10 @@ def starts(rank: int) -> None:
     PESG([weight], loss, 0.1)
     assert weight.tolist() == [0.0] * 3
     assert loss.a.item() == 0.5
+    # A NaN on one rank is one on all, although the maximum over the ranks may lose it.
+    for logit, one in itertools.product((0.0, 1.0), range(dist.get_world_size())):
+        logits = torch.full((2, 1), float("nan") if rank == one else logit)
+        assert AUCMarginLoss(1, score="bsn")(logits, torch.tensor([[1.0], [0.0]])).isnan()
     if rank == 0:  # were it a collective, it would wait for the others in vain
         loss.eval()(torch.zeros(4, 1), torch.tensor([[1.0], [0.0], [0.0], [1.0]]))
 

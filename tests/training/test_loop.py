@@ -14,7 +14,17 @@ from damcli.data.store import Dataset
 from damcli.errors import DataError, MachineError, UsageError
 from damcli.metrics import auroc
 from damcli.training import checkpoint, folder, loop, scoring
-from damcli.training.events import EpochDone, Finished, PrecisionChosen, Scored, StageStarted, Started, Step, Warned
+from damcli.training.events import (
+    Boundary,
+    EpochDone,
+    Finished,
+    PrecisionChosen,
+    Scored,
+    StageStarted,
+    Started,
+    Step,
+    Warned,
+)
 
 EVERY_STEP = 1e-9  # minutes
 
@@ -159,6 +169,21 @@ def test_a_signal_is_granted_after_the_step_and_costs_nothing(small, recipe, unb
     assert signal.getsignal(number) == before
     progress = checkpoint.read_progress(run)
     assert (progress.stage, progress.step) == (2, 4)
+    list(loop.train(settings, small, run, device="cpu", resume=True))
+    assert everything(run) == everything(unbroken(settings))
+
+
+@pytest.mark.parametrize("written", [Warned, Boundary], ids=["an epoch's warnings", "the last boundary"])
+def test_what_was_written_before_a_scoring_that_is_interrupted_is_not_written_twice(
+    small, recipe, unbroken, tmp_path, written
+):
+    settings = recipe(stage2={"margin": 1e-4})  # met from the start, which is warned of
+    run, before = tmp_path / "run", None
+    with pytest.raises(SystemExit):
+        for event in loop.train(settings, small, run, device="cpu"):
+            if isinstance(event, Scored) and isinstance(before, written):
+                os.kill(os.getpid(), signal.SIGTERM)
+            before = event
     list(loop.train(settings, small, run, device="cpu", resume=True))
     assert everything(run) == everything(unbroken(settings))
 

@@ -77,3 +77,25 @@ def test_a_margin_out_of_reach_is_said(dataset, recipe, margin, said):
     settings = recipe(stage2={"margin": margin})
     found = [text for text in plan.warnings(plan.make(settings, dataset), settings, dataset) if "acts as AUC-S" in text]
     assert bool(found) == said
+
+
+@pytest.mark.parametrize(
+    ("score", "margin", "named"),
+    [
+        ("bsn", 0.4, ["Edema"]),  # 12 of 32 are positive: √(1/12 + 1/20) = 0.37; of the other 3: 0.61
+        ("bsn", 0.7, ["Edema", "Fracture"]),
+        ("bsn", 0.3, []),
+        ("sigmoid", 1.0, ["Edema, Fracture"]),
+    ],
+)
+def test_a_margin_out_of_reach_is_said_of_the_findings_it_is_out_of_reach_for(
+    dataset, recipe, monkeypatch, score, margin, named
+):
+    """Scans that are balanced for one finding and rare for the other must not be taken for an average."""
+    settings = recipe(stage2={"score": score, "margin": margin, "sampler": "uniform"}, batch_size=32)
+    planned = plan.make(settings, dataset)
+    targets = np.zeros((len(planned.train), 2), np.float32)
+    targets[: round(len(targets) * 12 / 32), 0] = targets[: round(len(targets) * 3 / 32), 1] = 1
+    monkeypatch.setattr(dataset, "targets", lambda rows: targets)
+    found = [text for text in plan.warnings(planned, settings, dataset) if "acts as AUC-S" in text]
+    assert [text.split(":")[0] for text in found] == [f"stage 2, {names}" for names in named]
