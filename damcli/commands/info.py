@@ -27,6 +27,9 @@ def machine() -> Iterator[tuple[str, str]]:
     yield "free disk here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB"
     yield from _torch()
     yield from _onnxruntime()
+    yield "h5py", _version("h5py") or "not installed: HDF5 files cannot be read"
+    yield "imagecodecs", _version("imagecodecs") or "not installed: pip install 'damcli[codecs]' reads more, and faster"
+    yield "images besides DICOM", "PNG and TIFF of 8 and 16 bits, JPEG, PGM and PPM"
 
 
 def _torch() -> Iterator[tuple[str, str]]:
@@ -49,7 +52,7 @@ def _onnxruntime() -> Iterator[tuple[str, str]]:
     yield "onnxruntime", onnxruntime.__version__
     # The list names what was built in, not what works here: only an open session tells (see predict's last line).
     yield "providers built in", ", ".join(onnxruntime.get_available_providers())
-    packages = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
+    packages = [name for name in ("onnxruntime", "onnxruntime-gpu") if _version(name)]
     if len(packages) == 2:
         yield (
             "problem",
@@ -60,31 +63,31 @@ def _onnxruntime() -> Iterator[tuple[str, str]]:
         )
 
 
-def _installed(package: str) -> bool:
+def _version(package: str) -> str | None:
     try:
-        importlib.metadata.version(package)
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return None
 
 
 @app.command()
 def doctor(quiet: options.Quiet = False, as_json: options.Json = False) -> None:
-    """What this machine can do: GPU, providers, codecs.
+    """What this machine can do: GPU, providers, and each DICOM transfer syntax tried on a sample.
 
     Example: damcli info doctor
     """
-    from damcli.dicom import pixels
+    from damcli.dicom import pixels, samples
 
     options.apply(quiet=quiet, json=as_json)
     found = list(machine())
-    codecs = pixels.supported()
+    columns = ["name", "uid", "decoder", "sample"]
+    rows = [(name, uid, decoder, samples.try_syntax(uid)) for name, uid, decoder in pixels.supported()]
     if as_json:
-        syntaxes = [{"name": name, "uid": uid, "decoder": plugin, "missing": gap} for name, uid, plugin, gap in codecs]
+        syntaxes = [dict(zip(columns, row, strict=True)) for row in rows]
         console.emit_json({"machine": dict(found), "transfer_syntaxes": syntaxes})
     console.table("Machine", ["what", "found"], found)
-    rows = [[name, uid, plugin or f"cannot be read: {gap}"] for name, uid, plugin, gap in codecs]
-    console.table("DICOM transfer syntaxes", ["name", "UID", "decoder"], rows)
+    shown = [[name, uid, decoder or "none", sample] for name, uid, decoder, sample in rows]
+    console.table("DICOM transfer syntaxes", ["name", "UID", "decoder", "sample"], shown)
     console.next_step("damcli demo")
 
 

@@ -11,18 +11,30 @@ from typing import BinaryIO
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate, get_frame
+from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGExtended12Bit
+from pydicom.uid import (
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+)
 
-from damcli.dicom import PIXEL_LIMIT, NotAnImage
-from damcli.dicom.display import colour, element, grey, number
+from damcli.dicom import PIXEL_LIMIT, NotAnImage, streams
+from damcli.dicom.display import colour, element, grey, number, of_frame
 from damcli.errors import DataError
 
-# Transfer syntax → decoders: the first one that is installed and succeeds counts. All but simplejpeg are pydicom's
-# plugins. gdcm stands only where nothing else in the base install will do: it cannot decode 12-bit JPEG Extended, it
-# is no faster with JPEG 2000, and many a damaged stream makes it end the whole process.
+# Transfer syntax → decoders: the first one that is installed and succeeds counts. simplejpeg, and imagecodecs of the
+# extra `codecs`, are called here, all others are pydicom's plugins. imagecodecs stands where it is clearly faster, or
+# alone in reading 12 bits without being GPL-licensed; with JPEG-LS and JPEG 2000 it is as fast as the others. gdcm
+# stands only where nothing else in the base install will do: it cannot decode 12-bit JPEG Extended, it is no faster
+# with JPEG 2000, and many a damaged stream makes it end the whole process.
 DECODERS: dict[str, tuple[str, ...]] = {
     "1.2.840.10008.1.2": ("pydicom",),  # Implicit VR Little Endian
     "1.2.840.10008.1.2.1": ("pydicom",),  # Explicit VR Little Endian
@@ -30,16 +42,16 @@ DECODERS: dict[str, tuple[str, ...]] = {
     "1.2.840.10008.1.2.2": ("pydicom",),  # Explicit VR Big Endian
     "1.2.840.10008.1.2.5": ("pylibjpeg",),  # RLE
     "1.2.840.10008.1.2.4.50": ("simplejpeg", "pillow"),  # JPEG Baseline
-    "1.2.840.10008.1.2.4.51": ("simplejpeg", "pylibjpeg"),  # JPEG Extended
-    "1.2.840.10008.1.2.4.57": ("gdcm", "pylibjpeg"),  # JPEG Lossless
-    "1.2.840.10008.1.2.4.70": ("gdcm", "pylibjpeg"),  # JPEG Lossless, selection value 1
+    "1.2.840.10008.1.2.4.51": ("simplejpeg", "imagecodecs", "pylibjpeg"),  # JPEG Extended
+    "1.2.840.10008.1.2.4.57": ("imagecodecs", "gdcm", "pylibjpeg"),  # JPEG Lossless
+    "1.2.840.10008.1.2.4.70": ("imagecodecs", "gdcm", "pylibjpeg"),  # JPEG Lossless, selection value 1
     "1.2.840.10008.1.2.4.80": ("pyjpegls",),  # JPEG-LS Lossless
     "1.2.840.10008.1.2.4.81": ("pyjpegls",),  # JPEG-LS Near-Lossless
     "1.2.840.10008.1.2.4.90": ("pylibjpeg",),  # JPEG 2000 Lossless
     "1.2.840.10008.1.2.4.91": ("pylibjpeg",),  # JPEG 2000
-    "1.2.840.10008.1.2.4.201": ("pylibjpeg",),  # High-Throughput JPEG 2000 Lossless
-    "1.2.840.10008.1.2.4.202": ("pylibjpeg",),  # High-Throughput JPEG 2000 Lossless RPCL
-    "1.2.840.10008.1.2.4.203": ("pylibjpeg",),  # High-Throughput JPEG 2000
+    "1.2.840.10008.1.2.4.201": ("imagecodecs", "pylibjpeg"),  # High-Throughput JPEG 2000 Lossless
+    "1.2.840.10008.1.2.4.202": ("imagecodecs", "pylibjpeg"),  # High-Throughput JPEG 2000 Lossless RPCL
+    "1.2.840.10008.1.2.4.203": ("imagecodecs", "pylibjpeg"),  # High-Throughput JPEG 2000
 }
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
@@ -104,27 +116,47 @@ def grey16(dataset: Dataset, frame: int | None = None) -> NDArray[np.uint16] | N
         _require_image(dataset)
         frames = int(number(dataset, "NumberOfFrames") or 1)
         if frame is None and frames > 1:
-            raise DataError(f"the image has {frames} frames, and one is expected")
+            raise DataError(f"the image has {frames} frames, and one is expected (--frame N takes one)")
+        if frame is not None and frame >= frames > 1:
+            raise DataError(f"the image has {frames} frames, and none has the number {frame}")
+        frame = frame if frames > 1 else 0
         stored, photometric = _decode(dataset, frame or 0)
         if photometric in GREY and stored.ndim == 2:
-            return grey(dataset, stored, inverted=photometric == "MONOCHROME1")
+            return grey(of_frame(dataset, frame), stored, inverted=photometric == "MONOCHROME1")
         return colour(dataset, stored, photometric)
 
 
-def supported() -> list[tuple[str, str, str | None, str]]:
-    """Return (transfer syntax, UID, decoder that is used or None, what is missing) for each that damcli can read.
+def remark(dataset: Dataset) -> str:
+    """Return what a user should know of an image that is shown all the same, "" for nothing.
+
+    Raw detector values (Presentation Intent Type, PS3.3 C.8.11.7), text in the pixels (Burned In Annotation,
+    PS3.3 C.7.6.1), several windows or VOI LUTs of which the first counts (PS3.3 C.11.2).
+
+    >>> image = Dataset()
+    >>> image.BurnedInAnnotation = "YES"
+    >>> remark(image)
+    'text is burned into the image'
+    """
+    remarks = []
+    if str(element(dataset, "PresentationIntentType") or "").strip().upper() == "FOR PROCESSING":
+        remarks.append("FOR PROCESSING: raw detector values, not meant to be shown")
+    if str(element(dataset, "BurnedInAnnotation") or "").strip().upper() == "YES":
+        remarks.append("text is burned into the image")
+    luts = len(element(dataset, "VOILUTSequence") or ())
+    windows = element(dataset, "WindowCenter")
+    choices = luts or (len(windows) if isinstance(windows, MultiValue) else 1)
+    if choices > 1:
+        remarks.append(f"the first of {choices} {'VOI LUTs' if luts else 'windows'} is used")
+    return "; ".join(remarks)
+
+
+def supported() -> list[tuple[str, str, str | None]]:
+    """Return (transfer syntax, UID, decoder that comes first or None) for each that damcli can read.
 
     >>> supported()[0]
-    ('Implicit VR Little Endian', '1.2.840.10008.1.2', 'pydicom', '')
+    ('Implicit VR Little Endian', '1.2.840.10008.1.2', 'pydicom')
     """
-    table = []
-    for syntax, names in DECODERS.items():
-        here = _installed(UID(syntax))
-        missing = "" if here else " or ".join(names)
-        if syntax == JPEGExtended12Bit and "pylibjpeg" not in here:
-            missing = "12 bit: the extra gpl-codecs"
-        table.append((UID(syntax).name, syntax, here[0] if here else None, missing))
-    return table
+    return [(UID(syntax).name, syntax, next(iter(_installed(UID(syntax))), None)) for syntax in DECODERS]
 
 
 def _installed(syntax: UID) -> list[str]:
@@ -132,7 +164,7 @@ def _installed(syntax: UID) -> list[str]:
     if names == ("pydicom",):
         return ["pydicom"]
     plugins = get_decoder(syntax).available_plugins
-    return [n for n in names if n in plugins or (n == "simplejpeg" and importlib.util.find_spec(n))]
+    return [n for n in names if n in plugins or (n in ("simplejpeg", "imagecodecs") and importlib.util.find_spec(n))]
 
 
 def _require_image(dataset: Dataset) -> None:
@@ -174,36 +206,116 @@ def _decode(dataset: Dataset, frame: int) -> tuple[NDArray, str]:
     if not syntax.is_encapsulated and high is not None and bits is not None and high >= bits:
         # Of old allowed (PS3.5 8.1.1 now has it at bits - 1), and the decoder would take the lowest bits for the image.
         raise DataError(f"the header claims {bits:g} bits stored below bit {high:g}, not in the lowest ones")
-    installed = _installed(syntax)
     failure: BaseException | None = None
-    for name in installed:
+    for name in (installed := _installed(syntax)):
         try:
             if name == "simplejpeg":
-                return _decode_jpeg(dataset, frame)
-            plugin = name if syntax.is_encapsulated else ""
-            values, properties = get_decoder(syntax).as_array(dataset, index=frame, decoding_plugin=plugin)
-            return values, str(properties["photometric_interpretation"])
-        except (KeyboardInterrupt, SystemExit):
+                return _decode_jpeg(dataset, frame, syntax)
+            if name == "imagecodecs":
+                return _decode_grey(dataset, frame, syntax)
+            return _decode_plugin(dataset, frame, syntax, name)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
+        except streams.CutOff as error:  # what others fill up is no picture
+            failure = error
+            break
         except BaseException as error:  # a panic in a decoder written in Rust is no Exception
             failure = error
-    if syntax == JPEGExtended12Bit and "pylibjpeg" not in installed and number(dataset, "BitsStored") != 8:
-        raise DataError("12-bit JPEG Extended needs the extra gpl-codecs", fix="pip install 'damcli[gpl-codecs]'")
+    if syntax == JPEGExtended12Bit and not {"imagecodecs", "pylibjpeg"} & {*installed} and bits != 8:
+        raise DataError(
+            "12-bit JPEG Extended needs the extra codecs (or the GPL-licensed gpl-codecs)",
+            fix="pip install 'damcli[codecs]'",
+        )
+    if not installed:
+        names = " or ".join(DECODERS[syntax])
+        raise DataError(f"no decoder for {syntax.name} is installed ({names})", fix="pip install 'damcli[codecs]'")
     # In our words: what decoders say may quote the header.
     raise DataError(f"the pixel data is cut off or damaged ({syntax.name})") from failure
 
 
-def _decode_jpeg(dataset: Dataset, frame: int) -> tuple[NDArray, str]:
+def lossless_jpeg(stream: bytes, rows: int, columns: int) -> NDArray[np.uint16]:
+    """Decode a bare lossless JPEG (SOF3) of one component as the standard has it, into uint16 (rows, columns).
+
+    Raises `DataError` if it is cut off or damaged.
+    """
+    image = Dataset()
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+    image.Rows, image.Columns, image.SamplesPerPixel, image.NumberOfFrames = rows, columns, 1, 1
+    image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 0
+    image.PhotometricInterpretation = "MONOCHROME2"
+    image.PixelData = encapsulate([stream + b"\0" * (len(stream) % 2)])
+    image["PixelData"].VR = "OB"
+    return np.asarray(_decode(image, 0)[0], np.uint16)
+
+
+def _decode_plugin(dataset: Dataset, frame: int, syntax: UID, plugin: str) -> tuple[NDArray, str]:
+    """Decode with one of pydicom's plugins."""
+    if syntax in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes):
+        _frame(dataset, frame, syntax)
+    clipped = _overshoots(dataset, syntax)
+    options = {"correct_unused_bits": False} if clipped else {}
+    plugin = plugin if syntax.is_encapsulated else ""
+    values, properties = get_decoder(syntax).as_array(dataset, index=frame, decoding_plugin=plugin, **options)
+    if clipped:
+        values = np.minimum(values, 2**dataset.BitsStored - 1)
+    return values, str(properties["photometric_interpretation"])
+
+
+def _decode_grey(dataset: Dataset, frame: int, syntax: UID) -> tuple[NDArray, str]:
+    """Decode a grey image with imagecodecs, to the values that pydicom's plugins give."""
+    import imagecodecs
+
+    if dataset.SamplesPerPixel != 1:
+        raise ValueError("the plugins know how to convert colours")
+    data = _frame(dataset, frame, syntax)
+    signed, size = dataset.PixelRepresentation == 1, dataset.BitsAllocated // 8
+    if jpeg := syntax in JPEGTransferSyntaxes:
+        values = streams.whole(imagecodecs.jpeg8_decode, data)
+    else:
+        values = streams.htj2k(data, dataset.Rows, dataset.Columns)
+    if values.itemsize > size or (not jpeg and signed != (values.dtype.kind == "i")):
+        raise ValueError("the stream and the header disagree")
+    if _overshoots(dataset, syntax):
+        values = np.minimum(values, 2**dataset.BitsStored - 1)
+    values = values.astype(f"{'i' if signed else 'u'}{size}")
+    if jpeg:  # which knows no sign, and may hold more than is stored (PS3.5, 8.1.1)
+        unused = 8 * size - dataset.BitsStored
+        values = values << unused >> unused
+    return values, str(dataset.PhotometricInterpretation)
+
+
+def _decode_jpeg(dataset: Dataset, frame: int, syntax: UID) -> tuple[NDArray, str]:
     """Decode 8-bit JPEG about six times faster than the plugins do, where the stream and the header agree."""
     import simplejpeg
 
+    data = _frame(dataset, frame, syntax)
+    if dataset.PixelRepresentation != 0:
+        raise ValueError("the stream and the header disagree")
+    space, photometric = simplejpeg.decode_jpeg_header(data)[2], str(dataset.PhotometricInterpretation)
+    if space == "Gray":
+        target = "GRAY"
+    elif space == "YCbCr" and photometric in ("YBR_FULL", "YBR_FULL_422"):
+        target = photometric = "RGB"
+    else:
+        raise ValueError("the stream does not say which colours these are")
+    try:
+        values = simplejpeg.decode_jpeg(data, target)
+    except ValueError as error:
+        if "premature end" in str(error).lower():
+            raise streams.CutOff("the stream ends early") from error
+        raise
+    return values[..., 0] if target == "GRAY" else values, photometric
+
+
+def _frame(dataset: Dataset, frame: int, syntax: UID) -> bytes:
+    """Return the compressed frame. Raises `ValueError` where JPEG is not what the header says, or cut off."""
     data = get_frame(dataset.PixelData, frame, number_of_frames=int(number(dataset, "NumberOfFrames") or 1))
-    height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-    if (height, width, 0) != (dataset.Rows, dataset.Columns, dataset.PixelRepresentation):
-        raise ValueError("the JPEG stream and the header disagree")
-    photometric = str(dataset.PhotometricInterpretation)
-    if space == "Gray" and dataset.SamplesPerPixel == 1:
-        return simplejpeg.decode_jpeg(data, "GRAY")[..., 0], photometric
-    if space == "YCbCr" and photometric in ("YBR_FULL", "YBR_FULL_422"):
-        return simplejpeg.decode_jpeg(data, "RGB"), "RGB"
-    raise ValueError("the stream does not say which colours these are")
+    if syntax in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes):
+        streams.check_jpeg(data, dataset.Rows, dataset.Columns, dataset.SamplesPerPixel)
+    return data
+
+
+def _overshoots(dataset: Dataset, syntax: UID) -> bool:
+    """Whether lossy JPEG may decode to more than the stored bits hold: white, which must not wrap around to black."""
+    return syntax == JPEGExtended12Bit and dataset.PixelRepresentation == 0

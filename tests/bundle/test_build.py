@@ -118,7 +118,8 @@ def test_metadata_say_where_the_model_comes_from(model_file):
     model = onnx.load(model_file)
     info = json.loads({p.key: p.value for p in model.metadata_props}["damcli"])
     assert info["findings"] == ["Edema", "Fracture"]
-    assert info["contract"] == {"version": 1, "size": 48, "channels": 1, "fit": "pad"}
+    contract = {"version": 1, "size": 48, "channels": 1, "fit": "pad", "frame": None, "film": "grey"}
+    assert info["contract"] == contract
     [member] = info["members"]
     assert (member["run"], member["backbone"], member["dataset"]) == ("run-0", "test_resnet", "d" * 64)
     assert info["parity"]["scans"] == 5

@@ -15,7 +15,7 @@ from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 
 from damcli.dicom import PIXEL_LIMIT, NotAnImage
-from damcli.dicom.pixels import grey16, is_dicom, read
+from damcli.dicom.pixels import grey16, is_dicom, read, remark
 from damcli.errors import DataError
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
@@ -245,6 +245,35 @@ def test_what_cannot_be_shown_says_why(dicom, header, reason):
 def test_one_frame_of_several_when_asked_for(dicom):
     image = dicom(BYTES, NumberOfFrames=2, PixelData=BYTES.tobytes() + BYTES[::-1].tobytes())
     np.testing.assert_array_equal(grey16(image, frame=1), BYTES[::-1].astype(np.uint16) * 257)
+
+
+@pytest.mark.parametrize("frame", [2, 99])
+def test_a_frame_that_is_not_there(dicom, frame):
+    image = dicom(BYTES, NumberOfFrames=2, PixelData=BYTES.tobytes() * 2)
+    with pytest.raises(DataError, match=f"2 frames, and none has the number {frame}"):
+        grey16(image, frame=frame)
+
+
+def test_what_a_user_should_know_of_an_image(dicom):
+    assert remark(dicom(BYTES, WindowCenter=5, WindowWidth=2, BurnedInAnnotation="NO")) == ""
+    told = remark(
+        dicom(
+            BYTES,
+            PresentationIntentType="FOR PROCESSING",
+            BurnedInAnnotation="YES",
+            WindowCenter=[1, 2, 3],
+            WindowWidth=[4, 5, 6],
+        )
+    )
+    assert told.split("; ") == [
+        "FOR PROCESSING: raw detector values, not meant to be shown",
+        "text is burned into the image",
+        "the first of 3 windows is used",
+    ]
+    luts = Sequence([table(0, [1, 2], 8)[0], table(0, [2, 1], 8)[0]])
+    assert remark(dicom(BYTES, VOILUTSequence=luts, WindowCenter=[1, 2], WindowWidth=[3, 4])) == (
+        "the first of 2 VOI LUTs is used"
+    )
 
 
 def test_a_file_without_pixel_data_is_broken_but_a_report_is_no_image(dicom):
