@@ -137,7 +137,8 @@ def _heartbeat(items: Iterable[T], total: int | None, label: str, unit: str) -> 
 
 
 def _rate(done: int, seconds: float, unit: str) -> str:
-    return f"{done / max(seconds, 1e-9):.3g} {unit}/s"
+    rate = done / max(seconds, 1e-9)
+    return f"{f'{rate:.3g}' if rate < 1000 else f'{rate:,.0f}'} {unit}/s"
 
 
 def _duration(seconds: float) -> str:

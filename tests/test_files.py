@@ -1,5 +1,6 @@
 """Nothing half-written, one writer per folder, a full disk said clearly."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,19 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
     with only_writer(tmp_path):
         assert (tmp_path / ".lock").exists()
     assert not (tmp_path / ".lock").exists()
+
+
+def test_a_folder_that_can_hold_no_lock_is_said(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(UsageError, match="a folder stands where a file should go"), only_writer(tmp_path):
+        pass
+
+
+@pytest.mark.skipif(not os.access("/sys/kernel", os.X_OK), reason="this system has no /sys")
+def test_a_folder_that_cannot_be_written_is_a_machine_error():
+    """In /sys nobody can make a file, root included."""
+    with pytest.raises(MachineError, match="cannot be written"), only_writer(Path("/sys/kernel")):
+        pass
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

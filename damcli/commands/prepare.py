@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 option = partial(typer.Option, show_default=False)
 KINDS = ("chexpert", "ddsm", "pcam", "melanoma", "benchmark", "table")
-VALID_FRACTION = 0.2
 # What only some sources understand, by the name of its option.
 ONLY = {
     "findings": ("chexpert", "ddsm"),
@@ -54,35 +53,42 @@ def read(
     `special` are the arguments of the source's own `read`. Raises `UsageError` for what the source does not
     understand, `DataError` for a table that cannot be used or, unless leaks are allowed, a patient in two splits.
     """
-    from damcli.data import audit, labels
+    from damcli.data import audit, labels, parts
     from damcli.data.sources import benchmark, chexpert, ddsm, melanoma, pcam, table
+    from damcli.data.writer import commonest
 
     given = {name: value for name, value in special.items() if value is not None}
     for name in given:
         if kind not in ONLY[name]:
             belongs = " and ".join(f"`damcli prepare {source}`" for source in ONLY[name])
             raise UsageError(f"--{name.replace('_', '-')} belongs to {belongs}", fix="leave it out")
+    if kind == "table" and path is None and table.find(Path.cwd()) is None:
+        raise UsageError("which table? there is none here", where=Path.cwd(), fix="damcli prepare table FILE_OR_FOLDER")
     path = path or Path.cwd()
-    if kind == "chexpert":
-        source = chexpert.read(path, **given)
-    elif kind == "ddsm":
-        source = ddsm.read(path, **given)
-    elif kind == "pcam":
-        source = pcam.read(path, seed=seed, **given)
-    elif kind == "melanoma":
-        source = melanoma.read(path)
-    elif kind == "benchmark":
-        source = benchmark.read(path, seed=seed, **given)
-    elif kind == "table":
-        source = table.read(path, given.pop("label_columns", ()), **given)
-    else:
-        raise UsageError(
-            f"there is no source {kind!r}", where="SOURCE", fix=f"choose {', '.join(KINDS[:-1])} or {KINDS[-1]}"
-        )
+    try:
+        if kind == "chexpert":
+            source = chexpert.read(path, **given)
+        elif kind == "ddsm":
+            source = ddsm.read(path, **given)
+        elif kind == "pcam":
+            source = pcam.read(path, seed=seed, **given)
+        elif kind == "melanoma":
+            source = melanoma.read(path)
+        elif kind == "benchmark":
+            source = benchmark.read(path, seed=seed, **given)
+        elif kind == "table":
+            source = table.read(path, given.pop("label_columns", ()), **given)
+        else:
+            raise UsageError(
+                f"there is no source {kind!r}", where="SOURCE", fix=f"choose {', '.join(KINDS[:-1])} or {KINDS[-1]}"
+            )
+    except OSError as error:  # a folder or file without permission, or on a disk that fails
+        raise UsageError(f"this cannot be read: {error.strerror}", where=error.filename or path) from error
     if not len(source.scans):
-        raise DataError("no scan is left to prepare", where=source.root)
+        why = f": {commonest(reason for _, reason in source.refused)}" if source.refused else ""
+        raise DataError(f"no scan is left to prepare{why}", where=source.root)
     source = replace(source, policies=labels.with_rules(source.policies, uncertain, blank))
-    source = _with_splits(source, valid_fraction, folds, seed)
+    source = parts.assign(source, valid_fraction, folds, seed)
     audit.stop(audit.of_table(source.scans, source.findings), allow_leaks)
     return source
 
@@ -104,13 +110,15 @@ def prepare(
     """Write `source` as a dataset to `output`; yields where it starts (0 unless it continues), then once per scan.
 
     `size`, `channels` and `fit` default to the source's, `workers` to the number of cores at hand; 0 decodes in this
-    process. `frame` and `film` are the contract's.
-    Called again after it was killed, it continues. Raises what `damcli.data.writer.write` does.
+    process. `frame` and `film` are the contract's. Called again after it was killed, it continues. Raises what
+    `damcli.data.writer.write` does, and `UsageError` for a `frame` where there are none.
     """
     from damcli.data.images import Contract
     from damcli.data.workers import cores, decode
     from damcli.data.writer import write
 
+    if frame is not None and source.pixels:
+        raise UsageError("no image of this source has several frames", where="--frame", fix="leave it out")
     contract = Contract(
         size=size or source.size, channels=channels or source.channels, fit=fit or source.fit, frame=frame, film=film
     )
@@ -124,48 +132,6 @@ def prepare(
         max_rejected=max_rejected,
         allow_leaks=allow_leaks,
     )
-
-
-def _with_splits(source: Source, valid_fraction: float | None, folds: int | None, seed: int) -> Source:
-    """Give every scan a split, and folds where they are asked for or usual; what the source says is kept."""
-    import numpy as np
-    import polars as pl
-
-    from damcli.data import splits
-
-    scans, notes = source.scans, list(source.notes)
-    open_rows = scans["split"].is_null().to_numpy()
-    own = "fold" in scans.columns and scans["fold"].null_count() < len(scans)
-    number = folds if folds is not None or own or not open_rows.any() else source.folds
-    if valid_fraction is not None and (number or not open_rows.any()):
-        why = "with folds, fold 0 is valid" if number else "this source has its own split, which is kept"
-        raise UsageError(why, where="--valid-fraction", fix="leave it out")
-    if own and folds is not None:
-        raise UsageError("this source has its own folds, which are kept", where="--folds", fix="leave it out")
-    labels = scans.select(f"label:{finding}" for finding in source.findings).to_numpy()
-    patients, split = scans["patient"].to_numpy().astype(object), scans["split"].to_numpy().astype(object)
-    if number:
-        rows = np.flatnonzero(open_rows) if open_rows.any() else np.flatnonzero(split == "train")
-        try:
-            made = splits.folds(patients[rows].tolist(), labels[rows], number, seed)
-        except ValueError as error:
-            raise UsageError(str(error), where="--folds", fix="ask for fewer") from error
-        fold = np.full(len(scans), -1, np.int32)
-        fold[rows] = made
-        scans = scans.with_columns(pl.Series("fold", fold).replace(-1, None))
-        notes.append(f"{number} folds by patient, stratified (seed {seed})")
-    if open_rows.any():
-        rows = np.flatnonzero(open_rows)
-        if number:
-            split[rows] = np.where(made == 0, "valid", "train")
-            notes.append("no official split: fold 0 is valid, the others are train")
-        else:
-            fraction = VALID_FRACTION if valid_fraction is None else valid_fraction
-            fractions = {"train": 1 - fraction, "valid": fraction}
-            split[rows] = splits.by_patient(patients[rows].tolist(), labels[rows], fractions, seed)
-            notes.append(f"no official split: {fraction:.0%} of the scans, whole patients, became valid (seed {seed})")
-        scans = scans.with_columns(pl.Series("split", split.tolist()))
-    return replace(source, scans=scans, notes=notes)
 
 
 def _rows(counts: dict[str, dict[str, Counts]]) -> list[list[str]]:
@@ -196,7 +162,7 @@ def command(
     path: Annotated[Path | None, typer.Argument(metavar="PATH", help="The folder or table. Default: here.")] = None,
     output: options.Output = None,
     size: Annotated[int | None, option(metavar="N", min=8, max=4096, help="Pixels; default: the source's.")] = None,
-    channels: Annotated[Literal["1", "3"] | None, option(help="1: grey (benchmark: as is); 3: colour.")] = None,
+    channels: Annotated[Literal["1", "3"] | None, option(help="1: grey, 3: colour; default: the source's.")] = None,
     fit: Annotated[Literal["pad", "stretch", "crop"] | None, option(help="To square; default pad.")] = None,
     frame: Annotated[int | None, option(metavar="N", min=0, help="Of files with several, from 0.")] = None,
     uncertain: Annotated[str | None, option(metavar="RULES", help='A rule, or "Edema=ones,Fracture=0.5".')] = None,
@@ -292,15 +258,28 @@ def _work(steps: Iterator[Progress], output: Path, refused: int) -> None:
 
 def _show_plan(source: Source) -> None:
     from damcli.data import audit
-    from damcli.data.writer import counts
+    from damcli.data.writer import commonest, counts
 
     found = counts(source.scans, source)
+    concerns = audit.of_table(source.scans, source.findings)
     if console.state.json:
-        counted = {split: {f: c.model_dump() for f, c in row.items()} for split, row in found.items()}
-        console.emit_json({"dry_run": True, "scans": len(source.scans), "notes": source.notes, "counts": counted})
-    for concern in audit.of_table(source.scans, source.findings):
-        console.warn(concern.text)
+        console.emit_json(
+            {
+                "dry_run": True,
+                "scans": len(source.scans),
+                "refused": len(source.refused),
+                "notes": source.notes,
+                "counts": {split: {f: c.model_dump() for f, c in row.items()} for split, row in found.items()},
+                "audit": [concern.model_dump(mode="json") for concern in concerns],
+            }
+        )
     console.table(f"{len(source.scans)} scans", HEADER, _rows(found))
+    for concern in concerns:
+        console.warn(concern.text)
+    if source.refused:
+        total = len(source.refused) + len(source.scans)
+        common = commonest(reason for _, reason in source.refused)
+        console.warn(f"{len(source.refused)} of {total} scans would be refused: {common}")
     console.note("nothing was written (--dry-run)")
 
 
@@ -311,6 +290,7 @@ def _show(output: Path) -> None:
     import polars as pl
 
     from damcli.data.store import read_info
+    from damcli.data.writer import commonest
 
     info = read_info(output)
     kept = ", ".join(f"{scans} {split}" for split, scans in info.splits.items())
@@ -322,8 +302,7 @@ def _show(output: Path) -> None:
         console.warn(f"{concern.text}{where}")
     console.result(str(output))
     if info.rejected:
-        reasons = pl.read_csv(output / "rejected.csv", infer_schema=False)["reason"].value_counts(sort=True)
-        common = "; ".join(f"{reason} ({number})" for reason, number in reasons.head(3).iter_rows())
+        common = commonest(pl.read_csv(output / "rejected.csv", infer_schema=False)["reason"])
         total = info.rejected + sum(info.splits.values())
         console.warn(f"{info.rejected} of {total} scans were refused: {common}; all are in {output / 'rejected.csv'}")
     console.next_step(f"damcli train {output}" if "train" in info.splits else f"damcli evaluate RUN {output}")

@@ -67,8 +67,11 @@ def of_table(scans: pl.DataFrame, findings: Sequence[str]) -> list[Concern]:
     ids, parts = scans["id"].to_list(), scans["split"].to_list()
     found = []
     kinds: dict[Literal["patients", "studies"], str] = {"patients": "patient", "studies": "study"}
+    # Where two patients have a study of one name, studies are numbered per patient, and patients alone are looked at.
+    numbered = scans.group_by("study").agg(pl.col("patient").drop_nulls().n_unique()).filter(pl.col("patient") > 1)
+    own = scans.with_columns(study=pl.when(~pl.col("study").is_in(numbered["study"].to_list())).then("study"))
     for kind, column in kinds.items():
-        pairs = splits.crossing(scans[column].to_list(), parts)
+        pairs = splits.crossing(own[column].to_list(), parts)
         if pairs:
             some = tuple(ids[row] for row in pairs[0])
             found.append(
@@ -169,7 +172,8 @@ def _same_files(pairs: Sequence[tuple[int, int]], paths: Sequence[str]) -> int:
 
 def _telling_columns(scans: pl.DataFrame, findings: Sequence[str]) -> list[Concern]:
     """Name the metadata columns that alone rank a finding's scans in train at an AUROC of `TELLING` or more."""
-    known = {"id", "path", "patient", "study", "split", "fold", *(f"label:{finding}" for finding in findings)}
+    # "class" is what the label of benchmark sets and tiles was made of.
+    known = {"id", "path", "patient", "study", "split", "fold", "class", *(f"label:{finding}" for finding in findings)}
     train = scans.filter(pl.col("split") == "train")
     found = []
     for finding in findings:

@@ -76,17 +76,16 @@ def serve(contract_json: str) -> None:
 
 
 def _limit_memory() -> None:
-    """Bound this process, so that a small file that claims to be huge fails alone and not the machine."""
+    """Bound this process, so that a small file that claims to be huge fails alone and not the machine.
+
+    Where there is no /proc (not Linux) it is left unbound.
+    """
     with suppress(ImportError, OSError, ValueError):
         import resource
 
-        # What is mapped of programs does not count, and stacks of sleeping threads take room but no memory.
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        # The limit is on data that is reserved, of which the stacks of sleeping threads are a part but take no memory.
+        # Not from getrusage: its peak is that of the process which started this one, where that was larger.
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        reserved, used = (int(status[key].split()[0]) * 1024 for key in ("VmData", "VmRSS"))
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (_reserved() + MEMORY_LIMIT - own, hard))
-
-
-def _reserved() -> int:
-    """Return the bytes of data that this process has reserved (Linux; elsewhere it is not limited)."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmData:")[2].split()[0]) * 1024
+        resource.setrlimit(resource.RLIMIT_DATA, (reserved + MEMORY_LIMIT - used, hard))

@@ -87,7 +87,7 @@ def imbalanced(positive: npt.NDArray[np.bool_], imratio: float, seed: int) -> np
 
     >>> kept = imbalanced(np.arange(100) < 50, 0.1, seed=0)
     >>> int(kept[:50].sum()), int(kept[50:].sum())
-    (6, 50)
+    (5, 50)
     """
     positives = np.flatnonzero(positive)
     negatives = len(positive) - len(positives)

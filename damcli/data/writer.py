@@ -64,7 +64,7 @@ def write(
         with files.only_writer(path):
             if (path / "dataset.json").exists():
                 (path / UNFINISHED).unlink(missing_ok=True)
-                yield _same(path, inputs)
+                yield _same(path, inputs, allow_leaks)
                 return
             try:
                 start = journal.resume(path, inputs, source.scans["path"].to_list())
@@ -269,22 +269,31 @@ def _hash(table: pl.DataFrame, settings: Mapping[str, object]) -> str:
     return digest.hexdigest()
 
 
-def _same(path: Path, inputs: str) -> Progress:
+def _same(path: Path, inputs: str, allow_leaks: bool) -> Progress:
     info = read_info(path)
     if info.inputs != inputs:
         raise UsageError(
             "this folder holds another dataset already", where=path, fix="choose another with -o, or remove this one"
         )
+    audit.stop(info.audit, allow_leaks)
     total = sum(info.splits.values()) + info.rejected
     return Progress(total, total, info.rejected)
 
 
+def commonest(reasons: Iterable[str]) -> str:
+    """Return the three commonest of the reasons why scans were refused, with their numbers.
+
+    >>> commonest(["cut off", "empty", "cut off"])
+    'cut off (2); empty (1)'
+    """
+    return "; ".join(f"{reason} ({number})" for reason, number in Counter(reasons).most_common(3))
+
+
 def _too_many(reasons: Counter[str], done: int, source: Source) -> DataError:
-    common = "; ".join(f"{reason} ({number})" for reason, number in reasons.most_common(3))
     total = len(source.scans) + len(source.refused)
     looked = f"the first {done} of {total}" if done < total else str(total)
     return DataError(
-        f"{reasons.total()} of {looked} scans cannot be used: {common}",
+        f"{reasons.total()} of {looked} scans cannot be used: {commonest(reasons.elements())}",
         where=source.root,
         fix="mend or remove them, or allow more with --max-rejected",
     )

@@ -131,7 +131,7 @@ def bare(file: Path) -> tuple[str, Callable[[], object]]:
         return cv2.resize(pixels, wanted, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
     if file.suffix == ".jpg":
-        least = {"min_height": 2 * SIZE, "min_width": 2 * SIZE, "min_factor": 2}
+        least = {"min_height": 3 * SIZE, "min_width": 3 * SIZE, "min_factor": 2}
         return "simplejpeg", lambda: to_size(simplejpeg.decode_jpeg(file.read_bytes(), "GRAY", **least)[..., 0])
     if file.suffix == ".png":
         return "OpenCV", lambda: to_size(cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_UNCHANGED))

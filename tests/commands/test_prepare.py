@@ -93,6 +93,34 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["tree"]
 
 
+def test_a_dry_run_says_what_would_be_refused(tmp_path: Path) -> None:
+    tree = chexpert(tmp_path / "tree")
+    with (tree / "train.csv").open("a") as rows:
+        rows.write("train/../../patient1/study1/view1_frontal.jpg,Male,60,Frontal,AP,1,0,0,0,0\n")
+    done = damcli("prepare", "chexpert", "tree", "--dry-run", "--json", folder=tmp_path)
+    told = json.loads(done.stdout)
+    assert (told["scans"], told["refused"], told["audit"]) == (12, 1, [])
+    assert "1 of 13 scans would be refused: the path leaves the folder of scans (1)" in done.stderr
+
+
+def test_where_no_scan_is_left_it_says_why(tmp_path: Path) -> None:
+    (tmp_path / "cases.csv").write_text("path,sick\n../1.png,1\n/2.png,0\n")
+    with pytest.raises(DataError, match=r"no scan is left to prepare: the path leaves the folder of scans \(2\)"):
+        prepare.read("table", tmp_path / "cases.csv", label_columns=["sick"])
+
+
+def test_leaks_that_were_allowed_once_are_not_passed_over_later(tmp_path: Path) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8))
+    for name in ("a", "b"):
+        image.save(tmp_path / f"{name}.png")
+    (tmp_path / "cases.csv").write_text("path,patient,sick,split\na.png,p,1,train\nb.png,q,0,test\n")
+    source = prepare.read("table", tmp_path / "cases.csv", label_columns=["sick"], split_column="split")
+    run(source, tmp_path / "made", size=16, allow_leaks=True)
+    with pytest.raises(DataError, match="1 images are in two splits"):
+        run(source, tmp_path / "made", size=16)
+    run(source, tmp_path / "made", size=16, allow_leaks=True)
+
+
 def test_some_scans_unreadable(tmp_path: Path) -> None:
     tree = chexpert(tmp_path / "tree", patients=30)
     bad = tree / "train" / "patient00001" / "study1" / "view1_frontal.jpg"
@@ -338,3 +366,37 @@ def test_remarkable_scans_are_counted_in_the_dataset(tmp_path: Path) -> None:
         assert [c.text for c in made.info.audit if c.kind == "remark"] == [
             "3 scans: FOR PROCESSING: raw detector values, not meant to be shown"
         ]
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test that may run as root cannot take away, the system is made to refuse."""
+    (tmp_path / "training10_0").mkdir()
+    file = tmp_path / "training10_0" / "training10_0.tfrecords"
+    file.write_bytes(b"x")
+    really = Path.open
+
+    def refuse(self: Path, *arguments: object, **options: object) -> object:
+        if self == file:
+            raise PermissionError(13, "Permission denied", str(file))
+        return really(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UsageError, match=r"cannot be read: Permission denied\n.*training10_0.tfrecords"):
+        prepare.read("ddsm", tmp_path)
+
+
+def test_frames_are_refused_where_no_image_has_any(tmp_path: Path) -> None:
+    np.save(tmp_path / "cat_vs_dog_data.npy", np.zeros((5002, 50, 50, 3), np.uint8))
+    np.save(tmp_path / "cat_vs_dog_label.npy", np.arange(5002) % 2)
+    source = prepare.read("benchmark", tmp_path)
+    with pytest.raises(UsageError, match="several frames"):
+        prepare.prepare(source, tmp_path / "made", frame=1)
+
+
+def test_a_table_is_never_guessed_from_the_folders_that_happen_to_be_here(tmp_path: Path) -> None:
+    for name in ("runs", "notes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file.bin").write_bytes(b"x")
+    done = damcli("prepare", "table", folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "which table" in done.stderr

@@ -40,6 +40,20 @@ def test_patients_studies_and_folds_on_two_sides_are_leaks() -> None:
     audit.stop([patients], allow_leaks=True)
 
 
+def test_studies_numbered_per_patient_are_no_leak() -> None:
+    parts = ["train", "train", "valid", "valid"]
+    numbered = scans(["a", "a", "b", "b"], parts, [0, 1, 1, 0], study=["1", "2", "1", "2"])
+    assert audit.of_table(numbered, ["sick"]) == []
+    unknown = scans(["a", "a", None, "b"], parts, [0, 1, 1, 0], study=["s", "t", "s", "u"])
+    assert kinds(audit.of_table(unknown, ["sick"])) == ["studies", "unknown"]
+
+
+def test_the_class_that_a_label_was_made_of_is_not_named() -> None:
+    labels = [float(number % 2) for number in range(40)]
+    some = scans([f"p{n}" for n in range(40)], ["train"] * 40, labels, **{"class": [int(x) for x in labels]})
+    assert audit.of_table(some, ["sick"]) == []
+
+
 def test_blank_patients_are_never_one_patient_and_it_is_said() -> None:
     some = scans([None, None, "a"], ["train", "valid", "train"], [0, 1, 1])
     [concern] = audit.of_table(some, ["sick"])

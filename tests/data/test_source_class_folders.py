@@ -169,3 +169,12 @@ def test_real_classes(test_data: Path, tmp_path: Path) -> None:
     assert len(source.scans) == 900
     listed = table.read(test_data / "mednist_64px", ["is_cxr"])
     assert sorted(ones(source, "CXR")) == sorted(ones(listed, "is_cxr"))
+
+
+def test_a_link_that_leads_above_a_class_does_not_put_other_classes_into_it(tmp_path: Path) -> None:
+    made(tmp_path, "scans/normal/1.png", "scans/edema/2.png", "elsewhere/3.png")
+    (tmp_path / "scans" / "edema" / "up").symlink_to("..")
+    (tmp_path / "scans" / "edema" / "more").symlink_to(tmp_path / "elsewhere")
+    source = table.read(tmp_path / "scans", [])
+    assert source.scans["id"].to_list() == ["edema/2.png", "edema/more/3.png", "normal/1.png"]
+    assert ones(source, "edema") == ["edema/2.png", "edema/more/3.png"]

@@ -245,3 +245,20 @@ def test_a_view_without_annotation_of_a_breast_with_cancer_is_not_negative(tmp_p
         "A_3005_1.LEFT_CC": 1, "A_3005_1.LEFT_MLO": None, "A_3005_1.RIGHT_CC": 0, "A_3005_1.RIGHT_MLO": 0,
     }  # fmt: skip
     assert any(note.startswith("1 films have no annotation") for note in source.notes)
+
+
+def test_a_view_without_annotation_is_not_negative_where_what_the_other_shows_is_not_known(
+    tmp_path: Path, case: Case
+) -> None:
+    cancer = overlay(("MALIGNANT", "5 9"))
+    place = case("gone/case3001", "A_3001_1", {"LEFT_CC": cancer, "RIGHT_CC": cancer})
+    (place / "A_3001_1.LEFT_CC.LJPEG").unlink()
+    (place / "A_3001_1.RIGHT_CC.OVERLAY").unlink()
+    case("unproven/case3002", "A_3002_1", {"LEFT_CC": overlay(("UNPROVEN", "5 9"))})
+    source = ddsm.read(tmp_path)
+    assert labels(source) == {
+        "A_3001_1.LEFT_MLO": None, "A_3001_1.RIGHT_MLO": None,
+        "A_3002_1.LEFT_CC": None, "A_3002_1.LEFT_MLO": None, "A_3002_1.RIGHT_CC": 0, "A_3002_1.RIGHT_MLO": 0,
+    }  # fmt: skip
+    assert len(source.refused) == 2
+    assert any(note.startswith("3 films have no annotation") for note in source.notes)

@@ -51,6 +51,13 @@ def test_without_patients_it_says_that_leaks_cannot_be_excluded(tmp_path: Path) 
     assert any("leakage cannot be excluded" in note for note in source.notes)
 
 
+def test_without_patients_the_scans_of_a_study_stay_together(tmp_path: Path) -> None:
+    file = write(tmp_path, "path,exam,sick\n1.png,e1,1\n2.png,e1,0\n3.png,,0\n")
+    source = table.read(file, ["sick"], study_column="exam")
+    assert source.scans["patient"].to_list() == source.scans["study"].to_list() == ["e1", "e1", None]
+    assert any("no patient column: scans are split by 'exam'" in note for note in source.notes)
+
+
 def test_quoted_fields_and_ids_longer_than_any_number(tmp_path: Path) -> None:
     file = write(
         tmp_path,
@@ -346,3 +353,11 @@ def test_real_tables(
     if patients is not None:
         assert source.scans["patient"].drop_nulls().n_unique() == patients
     assert all(Path(path).is_file() for path in source.scans["path"])
+
+
+def test_words_for_no_patient_are_no_patient(tmp_path: Path) -> None:
+    rows = "".join(f"{n}.png,{name},1\n" for n, name in enumerate(["p1", "NaN", "None", "N/A", "unknown", "-1", ""]))
+    (tmp_path / "scans.csv").write_text("path,patient,sick\n" + rows)
+    source = table.read(tmp_path / "scans.csv", ["sick"])
+    assert source.scans["patient"].to_list() == ["p1"] + [None] * 6
+    assert "6 scans have no patient id: each counts as a patient of its own" in source.notes

@@ -190,13 +190,15 @@ def refuse_twice(scans: pl.DataFrame) -> None:
 def files_below(root: Path) -> Iterator[Path]:
     """Yield every file below a folder, folder by folder, sorted; links to folders are followed, none is visited twice.
 
-    Raises `UsageError` for a folder that cannot be read: its scans would be missed.
+    Links that lead above the folder are not followed: what lies beside it is not below it. Raises `UsageError` for a
+    folder that cannot be read: its scans would be missed.
     """
 
     def refuse(problem: OSError) -> None:
         raise UsageError(f"this folder cannot be read: {problem.strerror}", where=problem.filename) from problem
 
-    visited: set[tuple[int, int]] = set()
+    above = (os.stat(folder) for folder in Path(root).resolve().parents)  # noqa: PTH116
+    visited = {(status.st_dev, status.st_ino) for status in above}
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
         status = os.stat(folder)  # noqa: PTH116
         if (status.st_dev, status.st_ino) in visited:
@@ -217,6 +219,19 @@ def locate(path: str) -> Path:
         if os.path.lexists(older):
             return Path(older)
     return Path(path)
+
+
+# What exports write where an id is not known.
+NO_ID = ("", "nan", "none", "null", "n/a", "na", "unknown", "-1")
+
+
+def known_ids(cells: pl.Series) -> pl.Series:
+    """Return ids with null where there is none: scans without a patient must not become one patient.
+
+    >>> known_ids(pl.Series(["p1", "NaN", ""])).to_list()
+    ['p1', None, None]
+    """
+    return pl.select(pl.when(~cells.str.to_lowercase().is_in(NO_ID)).then(cells).alias(cells.name)).to_series()
 
 
 def blank_to_null(cells: pl.Series) -> pl.Series:

@@ -24,9 +24,10 @@ def read(root: Path, cases: Sequence[Path], crops: bool) -> Source:
     """Read the films that the case descriptions `cases` below `root` list.
 
     A film is malignant if a lesion annotated on it is: the other breast of a case of cancer is not. Where one view of a
-    breast shows cancer and the other has no annotation, the label of the other is missing. `crops` takes the box around
-    each lesion instead. The patient is the case's number; there is no official split. What cannot be read is refused: a
-    case description, a film whose annotation is missing or cut off. Raises `DataError` if nothing is left.
+    breast shows cancer, or its annotation is missing or unproven, and the other view has none, the label of the other
+    is missing. `crops` takes the box around each lesion instead. The patient is the case's number; there is no official
+    split. What cannot be read is refused: a case description, a film whose annotation is missing or cut off. Raises
+    `DataError` if nothing is left.
     """
     # Two annotations lie in the folder of another case: by their names they are found all the same.
     named = [(found, file) for file in files_below(root) if (found := film.NAME.fullmatch(file.name))]
@@ -36,6 +37,7 @@ def read(root: Path, cases: Sequence[Path], crops: bool) -> Source:
     )
     rows: list[dict[str, Any]] = []
     refused: list[tuple[str, str]] = []
+    ill: set[str] = set()  # breasts with a view whose lesion is malignant or not known
     for description in sorted(cases):
         try:
             name, case = _case(description)
@@ -44,21 +46,28 @@ def read(root: Path, cases: Sequence[Path], crops: bool) -> Source:
             continue
         volume = next((part.name.lower() for part in description.parents if VOLUME.fullmatch(part.name)), None)
         for view, about in case.views.items():
+            breast = f"{name}_{view.partition('_')[0]}"
+            lesions: list[Lesion] = []
+            problem = ""
+            try:
+                # An annotation counts also where the case description knows of none.
+                if about.overlay or (name, view) in overlays:
+                    lesions = _annotated(overlays.get((name, view)))
+            except DataError as error:
+                problem = error.what
+            if problem or _label(lesions) != 0:
+                ill.add(breast)
             image = films.pop((name, view), None)
             if image is None:
                 refused.append((f"{name}.{view}.LJPEG", "the film is not in this download, or is listed twice"))
                 continue
-            try:
-                # An annotation counts also where the case description knows of none.
-                annotated = about.overlay or (name, view) in overlays
-                lesions = _annotated(overlays.get((name, view))) if annotated else []
-            except DataError as error:
-                refused.append((_id(image, root), error.what))
+            if problem:
+                refused.append((_id(image, root), problem))
                 continue
             row = {
                 # Cases of one number are one woman's, examined again.
                 "id": _id(image, root), "path": str(image.absolute()), "patient": name[:6].replace("_", "-"),
-                "view": view.partition("_")[2].lower(), "study": f"{name}_{view.partition('_')[0]}",
+                "view": view.partition("_")[2].lower(), "study": breast,
                 "volume": volume, "scanner": case.scanner or None, "age": case.age, "density": case.density,
             }  # fmt: skip
             rows += _lesions(row, lesions) if crops else [row | {"label": _label(lesions), "lesions": len(lesions)}]
@@ -66,7 +75,7 @@ def read(root: Path, cases: Sequence[Path], crops: bool) -> Source:
     if not rows:
         why = refused[0][1] if refused else "no lesion is annotated"
         raise DataError(f"nothing is left of these cases: {why}", where=root.resolve())
-    unsure = [] if crops else _unsure(rows)
+    unsure = [] if crops else [row for row in rows if row["study"] in ill and not row["lesions"]]
     for row in unsure:
         row["label"] = None
     columns = {key: [row[key] for row in rows] for key in rows[0]}
@@ -80,8 +89,8 @@ def read(root: Path, cases: Sequence[Path], crops: bool) -> Source:
     )
     if unsure:
         notes.append(
-            f"{len(unsure)} films have no annotation, while the other view of their breast shows a malignant lesion: "
-            "their label is missing, not negative"
+            f"{len(unsure)} films have no annotation, while the other view of their breast shows a lesion that is "
+            "malignant or not known: their label is missing, not negative"
         )
     notes.append("the paper's DDSM+ test set of 13,900 images is in no public download")
     return Source("ddsm:films", root, scans, ["malignant"], {"malignant": Policy()}, notes, refused, size=224)
@@ -102,12 +111,6 @@ def _annotated(overlay: Path | None) -> list[Lesion]:
 
 def _id(file: Path, root: Path) -> str:
     return file.relative_to(root).as_posix()
-
-
-def _unsure(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the films without annotation of a breast whose other view shows cancer: it may be there unmarked."""
-    ill = {row["study"] for row in rows if row["label"] == 1}
-    return [row for row in rows if row["study"] in ill and not row["lesions"]]
 
 
 def _label(lesions: Sequence[Lesion]) -> float | None:

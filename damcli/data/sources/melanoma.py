@@ -228,5 +228,5 @@ def _header(file: Path) -> set[str]:
     try:
         with file.open(encoding="utf-8-sig", errors="replace") as table:
             return {name.strip().strip('"') for name in table.readline(4096).split(",")}
-    except OSError:
+    except FileNotFoundError:  # a link that leads nowhere
         return set()

@@ -20,6 +20,7 @@ Where the labels are numbers (1, 0, -1) already, `labels = ["cancer", "calcifica
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,16 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from damcli.config import Strict, read_toml
 from damcli.data.labels import Policy, choose
-from damcli.data.sources import Source, assemble, blank_to_null, class_folders, need, parse_labels, read_csv
+from damcli.data.sources import (
+    Source,
+    assemble,
+    blank_to_null,
+    class_folders,
+    known_ids,
+    need,
+    parse_labels,
+    read_csv,
+)
 from damcli.data.sources.class_folders import SPLITS
 from damcli.errors import DataError, UsageError
 
@@ -38,8 +48,8 @@ from damcli.errors import DataError, UsageError
 IMAGE_COLUMNS = ("path", "image", "image_path", "file", "filename")
 PATIENT_COLUMNS = ("patient", "patient_id", "patientid", "patient id")
 TABLES = (".csv", ".csv.gz", ".parquet")
-# Columns of a dataset that no metadata may be called.
-TAKEN = ("id", "path", "patient", "study", "view", "split", "fold", "remark", "shard", "row")
+# Columns of a dataset that no metadata may be called; the audit passes "class" over.
+TAKEN = ("id", "path", "patient", "study", "view", "split", "fold", "class", "remark", "shard", "row")
 
 
 class Labels(Strict):
@@ -178,15 +188,17 @@ def _source(described: Description) -> Source:
     file = described.table
     table = _read(file)
     if not described.labels:
-        fix = f"--label-columns {','.join(_label_like(table)) or 'NAME,NAME'}"
+        fix = f"--label-columns {shlex.quote(','.join(_label_like(table)) or 'NAME,NAME')}"
         raise UsageError("which columns are the labels?", where=file, fix=fix)
     image_column = described.image_column or _usual(table, IMAGE_COLUMNS)
     if image_column is None:
-        raise UsageError("which column names the images?", where=file, fix=f"--image-column {table.columns[0]}")
+        raise UsageError(
+            "which column names the images?", where=file, fix=f"--image-column {shlex.quote(table.columns[0])}"
+        )
     patient_column = described.patient_column or _usual(table, PATIENT_COLUMNS)
     named = {
-        "patient": patient_column, "study": described.study_column, "view": described.view_column,
-        "split": described.split_column,
+        "patient": patient_column or described.study_column, "study": described.study_column,
+        "view": described.view_column, "split": described.split_column,
     }  # fmt: skip
     label_columns = {finding: labels.column or finding for finding, labels in described.labels.items()}
     need(table, [image_column, *label_columns.values(), *(name for name in named.values() if name)], file)
@@ -197,6 +209,7 @@ def _source(described: Description) -> Source:
 
     nothing = pl.Series([None] * len(table), dtype=pl.String)
     columns = {key: blank_to_null(_id_text(table[name], file)) if name else nothing for key, name in named.items()}
+    columns |= {key: known_ids(columns[key]) for key in ("patient", "study")}
     columns["view"] = columns["view"].str.to_lowercase()
     if described.split_column:
         columns["split"] = _splits(columns["split"], file, described.split_column)
@@ -214,6 +227,10 @@ def _source(described: Description) -> Source:
         blank = int(columns["patient"].null_count())
         if blank:
             notes.append(f"{blank} scans have no patient id: each counts as a patient of its own")
+    elif described.study_column:
+        notes.append(
+            f"no patient column: scans are split by {described.study_column!r}, and the studies of one patient may leak"
+        )
     else:
         notes.append("no patient column: each scan counts as a patient of its own, so leakage cannot be excluded")
     notes += [

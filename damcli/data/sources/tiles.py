@@ -20,6 +20,7 @@ from damcli.data.sources import Source, arrays, table_of, tfrecord
 from damcli.errors import DataError
 
 SIDE = 299
+TRAINING_FILES = 5
 # The five classes of `label`, and what they count as.
 CLASSES = ("negative", "benign calcification", "benign mass", "malignant calcification", "malignant mass")
 FINDINGS = {"abnormal": 1, "malignant": 3}  # positive from this class on
@@ -62,6 +63,9 @@ def read(path: Path, findings: Sequence[str] | None = None) -> Source:
     if "test" not in kinds:
         notes.append("test10 and cv10 are not there: a part is split off at random")
         scans = scans.with_columns(split=pl.lit(None, pl.String))
+    here = sum(part.split == "train" for part in parts)
+    if 0 < here < TRAINING_FILES:
+        notes.append(f"only {here} of the {TRAINING_FILES} training files are there")
     if "train" not in kinds:
         notes.append("training10_0 to training10_4 are not there: these tiles only test")
     notes.append(
