@@ -55,7 +55,10 @@ def image_print(pixels: NDArray[np.uint8]) -> Print:
     (True, False)
     """
     grey = pixels if pixels.ndim == 2 else pixels[..., 1]
-    small = cv2.resize(np.ascontiguousarray(grey), (9, 8), interpolation=cv2.INTER_AREA).astype(np.float32)
+    # A grid of at most 128 x 128 of the pixels is enough for 9 x 8 means, and a tenth of the work.
+    step = -(-max(grey.shape) // 128)
+    grid = np.ascontiguousarray(grey[::step, ::step])
+    small = cv2.resize(grid, (9, 8), interpolation=cv2.INTER_AREA).astype(np.float32)
     darker = small[:, 1:] < small[:, :-1]
     if not darker.any() and pixels.min() == pixels.max():
         return Print(b"", b"")
