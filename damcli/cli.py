@@ -7,6 +7,7 @@ heavy inside their functions.
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 from typing import Annotated, Any, NoReturn
@@ -50,7 +51,7 @@ def root(
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run damcli and exit with 0, or with the code of what went wrong (see `damcli.errors`).
 
-    130 and 143 mean interrupted by Ctrl-C and by SIGTERM.
+    130 and 143 mean interrupted by Ctrl-C and by SIGTERM, 141 that nobody reads the output any more.
     """
     signal.signal(signal.SIGTERM, _terminated)
     try:
@@ -60,6 +61,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.exit(problem.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has enough, as `head` does. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
 
 def _run(arguments: list[str] | None) -> Any:
@@ -67,6 +72,11 @@ def _run(arguments: list[str] | None) -> Any:
         return app(args=arguments, standalone_mode=False, prog_name="damcli")
     except typer.TyperException as problem:
         raise _usage(problem) from problem
+    except SystemExit as leaving:
+        # Typer makes exit code 1 of a broken pipe, which is the code of a bug.
+        if isinstance(leaving.__context__, BrokenPipeError):
+            raise leaving.__context__ from None
+        raise
     except OSError as problem:
         if problem.errno != errno.ENOSPC:
             raise

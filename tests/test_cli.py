@@ -1,5 +1,6 @@
 """The root command: starts fast, lists every command, ends with the right code and never with a traceback."""
 
+import os
 import re
 import signal
 import subprocess
@@ -111,3 +112,12 @@ def test_the_wheel_holds_the_recipes_and_works_away_from_the_source(tmp_path):
     assert str(tmp_path / "site") in done.stdout
     assert "'chexpert-small'" in done.stdout
     assert str(tmp_path / "site" / "damcli" / "models") in done.stdout
+
+
+def test_a_reader_that_has_enough_is_no_bug():
+    command = [sys.executable, "-m", "damcli", "--help"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -251,7 +251,7 @@ def _work(steps: Iterator[Progress], output: Path, refused: int) -> None:
                 console.note(f"continuing after {start.done} of {start.total} scans")
             for _ in console.track(steps, start.total - start.done, "prepare"):
                 pass
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # Ctrl-C, and SIGTERM
             console.note("stopped: the same command again continues with what is finished")
             raise
 
