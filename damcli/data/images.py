@@ -246,9 +246,17 @@ def _is_turned(data: bytes) -> bool:
     """Whether the EXIF block asks for a rotation; a block that cannot be read asks for none."""
     from PIL import ExifTags, Image
 
-    start = data.find(b"Exif\0\0", 0, 2**16)
-    if start < 0:
-        return False
+    position = 2
+    # EXIF should be the first segment after JFIF's, but there are files in which it is not.
+    while data[position + 4 : position + 10] != b"Exif\0\0":
+        try:
+            start, marker, length = struct.unpack_from(">BBH", data, position)
+        except struct.error:
+            return False
+        if start != 0xFF or marker == 0xDA:  # SOS, behind which the pixels lie
+            return False
+        position += 1 if marker == 0xFF else 2 + length
+    start = position + 4
     exif = Image.Exif()
     try:
         exif.load(data[start : start + 2**16])
@@ -306,6 +314,9 @@ def _picture(data: bytes, kind: str, frame: int | None) -> NDArray[np.uint8] | N
                 image.seek(frame)
             white_is_zero = kind == "TIFF" and getattr(image, "tag_v2", {}).get(262) == 0
             image.load()
+            if kind == "PNG" and data[25] == 0 and data[24] in (2, 4) and "transparency" in image.info:
+                # Pillow spreads grey of few bits over 8, but not the one value of it that is transparent.
+                image.info["transparency"] *= 255 // (2 ** data[24] - 1)
             return _values(ImageOps.exif_transpose(image), white_is_zero)
     except (DataError, MemoryError):
         raise
@@ -320,17 +331,19 @@ def _values(image: Image.Image, white_is_zero: bool) -> NDArray[np.uint8] | NDAr
 
     from damcli.dicom.greyscale import spread
 
-    if image.mode == "L":
-        return np.asarray(image)
-    if image.mode == "1":
-        return np.asarray(image.convert("L"))
+    transparent = image.info.get("transparency")
+    if image.mode in ("1", "L"):
+        shown = np.asarray(image.convert("L"))
+        return shown if transparent is None else np.where(shown == transparent, np.uint8(0), shown)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image)
         if values.dtype == np.int32 and values.min() >= 0 and values.max() < 2**16:
             values = values.astype(np.uint16)
+        if transparent is not None:  # no number, so that it is black and counts for no percentile
+            values = np.where(values == transparent, np.float32(np.nan), values)
         grey = spread(values)
         return 65535 - grey if white_is_zero else grey
-    if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
+    if transparent is not None or image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image.convert("RGBA"))
     return np.asarray(image.convert("RGB"))

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
-from pydicom.pixels.processing import apply_color_lut
 
 from damcli.dicom.greyscale import (
     FULL_RANGE_BITS,
@@ -46,12 +45,9 @@ def colour(dataset: Dataset, stored: NDArray, photometric: str) -> NDArray[np.ui
     """Return decoded colours (H, W, 3) or palette indices (H, W) as RGB, 0 … 255."""
     bits = int(number(dataset, "BitsStored") or 8)
     if photometric == "PALETTE COLOR":
-        try:
-            stored = apply_color_lut(stored, dataset)[..., :3]
-        except Exception as error:
-            raise DataError("the colour palette is missing or damaged") from error
-        bits = 8 * stored.dtype.itemsize
-    elif photometric != "RGB" or stored.ndim != 3 or stored.dtype.kind != "u":
+        codes, which = levels(stored)
+        return np.stack([through(table, which) for table in _palette(dataset, codes)], axis=-1)
+    if photometric != "RGB" or stored.ndim != 3 or stored.dtype.kind != "u":
         raise DataError("the colours cannot be converted to RGB")
     if bits == 8 and stored.dtype == np.uint8:
         return stored
@@ -107,29 +103,31 @@ def of_frame(dataset: Dataset, frame: int) -> Dataset:
 
 
 def _padding(dataset: Dataset, codes: NDArray) -> NDArray[np.bool_]:
-    """Which stored values are padding (PS3.3 C.7.5.1.1.2)."""
-    first = number(dataset, "PixelPaddingValue")
-    if first is None:
-        first = number(dataset, "FloatPixelPaddingValue")
+    """Which stored values are padding (PS3.3 C.7.5.1.1.2, C.7.6.24 and C.7.6.25 for floats)."""
+    kind = {"f4": "Float", "f8": "DoubleFloat"}.get(codes.dtype.str[1:], "")
+    first = number(dataset, f"{kind}PixelPaddingValue")
     if first is None:
         return np.zeros(codes.shape, bool)
-    last = number(dataset, "PixelPaddingRangeLimit")
-    low, high = sorted(_as_stored(value, codes) for value in (first, first if last is None else last))
+    last = number(dataset, f"{kind}PixelPaddingRangeLimit")
+    bits = int(number(dataset, "BitsStored") or 0)
+    low, high = sorted(_as_stored(value, codes, bits) for value in (first, first if last is None else last))
     return (codes >= low) & (codes <= high)
 
 
-def _as_stored(value: float, codes: NDArray) -> float:
+def _as_stored(value: float, codes: NDArray, bits: int) -> float:
     """A value of the header in the type of the pixels: writers mix up the signed and the unsigned form."""
+    allocated = 8 * codes.dtype.itemsize
     if codes.dtype.kind == "u" and value < 0:
-        return value + 2.0 ** (8 * codes.dtype.itemsize)
-    if codes.dtype.kind == "i" and value >= 2.0 ** (8 * codes.dtype.itemsize - 1):
-        return value - 2.0 ** (8 * codes.dtype.itemsize)
+        return value + 2.0**allocated
+    if codes.dtype.kind == "i" and value >= 2.0 ** (bits - 1):
+        # The unsigned form of the stored bits or, with the sign in all bits above them, of the allocated ones.
+        return value - 2.0 ** (bits if value < 2.0**bits else allocated)
     return float(codes.dtype.type(value)) if codes.dtype.kind == "f" else value
 
 
 def _modality(dataset: Dataset, codes: NDArray) -> NDArray[np.float64]:
     """Stored values to the values of the modality (PS3.3 C.11.1)."""
-    if table := _table(dataset, "ModalityLUTSequence"):
+    if table := _table(dataset, "ModalityLUTSequence", codes):
         return lookup(codes, *table[:2])
     slope = number(dataset, "RescaleSlope")
     if slope == 0:
@@ -140,7 +138,7 @@ def _modality(dataset: Dataset, codes: NDArray) -> NDArray[np.float64]:
 
 def _voi(dataset: Dataset, values: NDArray[np.float64]) -> NDArray[np.float64] | None:
     """The values of interest over [0, 1] (PS3.3 C.11.2), or None where the header names none."""
-    if table := _table(dataset, "VOILUTSequence"):
+    if table := _table(dataset, "VOILUTSequence", values):
         return lookup(values, *table[:2]) / table[2]
     center, width = number(dataset, "WindowCenter"), number(dataset, "WindowWidth")
     function = str(element(dataset, "VOILUTFunction") or "LINEAR").strip().upper()
@@ -164,23 +162,85 @@ def _range(
     return float(possible.min()), float(possible.max())
 
 
-def _table(dataset: Dataset, keyword: str) -> tuple[int, NDArray, float] | None:
-    """The first lookup table of a sequence as (first value mapped, entries, largest possible entry)."""
+def _table(dataset: Dataset, keyword: str, values: NDArray) -> tuple[int, NDArray, float] | None:
+    """The first lookup table of a sequence, for `values`: (first value mapped, entries, largest possible entry)."""
     items = element(dataset, keyword)
     if not items:
         return None
     try:
-        size, first, bits = (int(value) for value in items[0].LUTDescriptor)
-        size = size or 2**16
+        size, first, bits = _descriptor(items[0].LUTDescriptor, values)
         data = items[0].LUTData
         if isinstance(data, bytes):
-            order = "<" if dataset.original_encoding[1] is not False else ">"
-            data = np.frombuffer(data, "u1" if len(data) < 2 * size else f"{order}u2")
+            data = _words(dataset, data, halves=len(data) < 2 * size)
         entries = np.atleast_1d(np.asarray(data, np.float64))[:size]
         if len(entries) < size:
             raise ValueError("fewer entries than its descriptor says")
     except Exception as error:
         raise DataError(f"the lookup table of {keyword} is damaged") from error
-    if first >= 2**15 and dataset.get("PixelRepresentation") == 1:
-        first -= 2**16
     return first, entries, max(2.0 ** min(bits, 16) - 1, entries.max())
+
+
+def _descriptor(descriptor: Any, values: NDArray) -> tuple[int, int, int]:
+    """A lookup table's number of entries, first of `values` mapped, and bits of an entry (PS3.3 C.11.1.1)."""
+    size, first, bits = (int(value) for value in descriptor)
+    # Signed where the values are (those of a rescale are although the pixels may not be), whatever its VR was.
+    return size or 2**16, first - 2**16 if first >= 2**15 and values.min() < 0 else first, bits
+
+
+def _words(dataset: Dataset, data: bytes, halves: bool) -> NDArray[np.uint16] | NDArray[np.uint8]:
+    """A value of VR OW, which pydicom leaves in the file's byte order; `halves` where each word holds two bytes."""
+    order = "<" if dataset.original_encoding[1] is not False else ">"
+    words = np.frombuffer(data + b"\0" * (len(data) % 2), f"{order}u2").astype("<u2")
+    return words.view(np.uint8) if halves else words
+
+
+def _palette(dataset: Dataset, codes: NDArray) -> NDArray[np.uint8]:
+    """What `codes` (L,) stand for: red, green, blue (3, L), 0 … 255 (PS3.3 C.7.6.3.1.5, C.7.6.3.1.6).
+
+    Not by pydicom: it takes indices above 255 modulo 256 where entries have 8 bits, leaves big endian entries as they
+    are, and misses the segments that a 16-bit segmented table repeats.
+    """
+    colours = []
+    narrow = True
+    try:
+        for name in ("Red", "Green", "Blue"):
+            size, first, bits = _descriptor(dataset[f"{name}PaletteColorLookupTableDescriptor"].value, codes)
+            if data := dataset.get(f"{name}PaletteColorLookupTableData"):
+                entries = _words(dataset, data, halves=len(data) < 2 * size)[:size]
+            else:
+                data = dataset[f"Segmented{name}PaletteColorLookupTableData"].value
+                entries = _expanded(_words(dataset, data, halves=bits == 8), size)
+            if len(entries) < size or bits not in (8, 16):
+                raise ValueError("the palette is not what its descriptor says")
+            # 8 bits may lie in words of their own.
+            narrow &= entries.dtype == np.uint8 or (bits == 8 and entries.max() < 2**8)
+            colours.append(lookup(codes, first, entries))
+    except Exception as error:
+        raise DataError("the colour palette is missing or damaged") from error
+    return np.rint(np.array(colours) / (1 if narrow else 257)).astype(np.uint8)
+
+
+def _expanded(data: NDArray, size: int) -> NDArray:
+    """The entries of a segmented palette (PS3.3 C.7.9.2): values, ramps, and segments that are repeated."""
+    entries: list[int] = []
+
+    def expand(position: int, segments: int, repeats: bool) -> None:
+        while segments and len(entries) < size:
+            kind, length = data[position : position + 2].tolist()
+            position += 2
+            segments -= 1
+            if kind == 0:
+                entries.extend(data[position : position + length].tolist())
+                position += length
+            elif kind == 1:
+                entries.extend(np.rint(np.linspace(entries[-1], data[position], length + 1)[1:]).astype(int).tolist())
+                position += 1
+            elif kind == 2 and not repeats:  # nothing that repeats is repeated
+                offset = data[position : position + 4 // data.itemsize].tobytes()
+                expand(int.from_bytes(offset, "little") // data.itemsize, length, repeats=True)
+                position += 4 // data.itemsize
+            else:
+                raise ValueError("no such segment")
+
+    expand(0, len(data), repeats=False)
+    return np.array(entries[:size], data.dtype)

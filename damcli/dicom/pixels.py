@@ -6,7 +6,7 @@ import importlib.util
 import struct
 import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
@@ -24,6 +24,7 @@ from pydicom.uid import (
     JPEGLosslessSV1,
     JPEGLSTransferSyntaxes,
     JPEGTransferSyntaxes,
+    RLELossless,
 )
 
 from damcli.dicom import PIXEL_LIMIT, NotAnImage, streams
@@ -203,7 +204,8 @@ def _decode(dataset: Dataset, frame: int) -> tuple[NDArray, str]:
     if syntax not in DECODERS:
         raise DataError(f"the transfer syntax is not supported ({syntax.name if syntax.name != syntax else 'unknown'})")
     high, bits = number(dataset, "HighBit"), number(dataset, "BitsStored")
-    if not syntax.is_encapsulated and high is not None and bits is not None and high >= bits:
+    whole = not syntax.is_encapsulated or syntax == RLELossless  # all allocated bits are in the file
+    if whole and high is not None and bits is not None and high >= bits:
         # Of old allowed (PS3.5 8.1.1 now has it at bits - 1), and the decoder would take the lowest bits for the image.
         raise DataError(f"the header claims {bits:g} bits stored below bit {high:g}, not in the lowest ones")
     failure: BaseException | None = None
@@ -254,8 +256,12 @@ def _decode_plugin(dataset: Dataset, frame: int, syntax: UID, plugin: str) -> tu
     if syntax in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes):
         _frame(dataset, frame, syntax)
     clipped = _overshoots(dataset, syntax)
-    options = {"correct_unused_bits": False} if clipped else {}
-    plugin = plugin if syntax.is_encapsulated else ""
+    options: dict[str, Any] = {"correct_unused_bits": False} if clipped else {}
+    if syntax.is_encapsulated:
+        # The header's word for it means nothing there (PS3.5, 8.2), and the plugins that need another set it.
+        options["planar_configuration"] = 0
+    else:
+        plugin = ""
     values, properties = get_decoder(syntax).as_array(dataset, index=frame, decoding_plugin=plugin, **options)
     if clipped:
         values = np.minimum(values, 2**dataset.BitsStored - 1)
@@ -295,7 +301,7 @@ def _decode_jpeg(dataset: Dataset, frame: int, syntax: UID) -> tuple[NDArray, st
     space, photometric = simplejpeg.decode_jpeg_header(data)[2], str(dataset.PhotometricInterpretation)
     if space == "Gray":
         target = "GRAY"
-    elif space == "YCbCr" and photometric in ("YBR_FULL", "YBR_FULL_422"):
+    elif (space == "YCbCr" and photometric in ("YBR_FULL", "YBR_FULL_422")) or space == photometric == "RGB":
         target = photometric = "RGB"
     else:
         raise ValueError("the stream does not say which colours these are")

@@ -121,6 +121,44 @@ def test_what_is_transparent_shows_black(saved):
     np.testing.assert_array_equal(half[20:], RGB[20:, :40])
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_a_grey_value_that_is_transparent_shows_black(tmp_path, bits):
+    stored = RNG.integers(0, 2**bits, (40, 40), dtype=np.uint16)
+    stored[:, :4] = transparent = 1 if bits < 16 else 60000
+    if bits == 16:
+        rows = [row.astype(">u2").tobytes() for row in stored]
+    else:
+        shifts = np.arange(bits - 1, -1, -1)
+        rows = [np.packbits(row[:, None] >> shifts & 1).tobytes() for row in stored]
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 40, 40, bits, 0, 0, 0, 0)),
+        (b"tRNS", struct.pack(">H", transparent)),
+        (b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))),
+        (b"IEND", b""),
+    ]
+    data = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    opaque = stored != transparent
+    if bits == 16:
+        expected = resize(spread(np.where(opaque, stored, np.nan)), grey(40))
+    else:
+        expected = np.where(opaque, stored * (255 // (2**bits - 1)), 0)
+    np.testing.assert_array_equal(read_scan(path, grey(40)), expected)
+
+
+def test_exif_behind_other_segments_is_found(saved):
+    picture = np.tile(np.linspace(0, 255, 40).astype(np.uint8), (40, 1))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = saved(picture, "JPEG", quality=98, exif=exif)
+    turned = read_scan(path, grey(40))
+    assert turned[0, 0] > turned[0, -1]
+    data = path.read_bytes()
+    path.write_bytes(data[:2] + 2 * (b"\xff\xff\xed\xff\xf0" + bytes(0xFFEE)) + data[2:])
+    np.testing.assert_array_equal(read_scan(path, grey(40)), turned)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
 def test_exif_orientation_is_applied(saved, orientation, kind):

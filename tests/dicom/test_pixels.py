@@ -9,12 +9,22 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from damcli.dicom import PIXEL_LIMIT, NotAnImage
+from damcli.dicom.greyscale import spread
 from damcli.dicom.pixels import grey16, is_dicom, read, remark
 from damcli.errors import DataError
 
@@ -130,6 +140,20 @@ def test_a_voi_lookup_table_comes_before_a_window_and_after_the_rescale(dicom):
     np.testing.assert_array_equal(grey16(image), shown(entries / 1023))
 
 
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+def test_a_voi_lookup_table_that_begins_below_zero_though_the_pixels_are_unsigned(dicom, syntax):
+    # 16 bits of the descriptor say 64536 where a header has no other VR than US.
+    image = dicom(
+        RAMP,
+        syntax=syntax,
+        BitsStored=12,
+        RescaleSlope=1,
+        RescaleIntercept=-1024,
+        VOILUTSequence=table(2**16 - 1000, list(range(2001)), 16),
+    )
+    np.testing.assert_array_equal(grey16(image), np.clip(RAMP.astype(int) - 24, 0, 2000))
+
+
 def test_a_damaged_lookup_table_is_refused(dicom):
     broken = table(0, [1, 2, 3], 16)
     broken[0].LUTDescriptor = [200, 0, 16]
@@ -170,6 +194,30 @@ def test_padding_written_as_unsigned_for_signed_pixels(dicom):
     np.testing.assert_array_equal(grey16(image), grey16(dicom(stored, PixelPaddingValue=-2000)))
 
 
+def test_padding_written_as_the_unsigned_form_of_the_stored_bits(dicom):
+    stored = RAMP.astype(np.int16) - 2048
+    stored[0] = -2000
+    image = dicom(stored, BitsStored=12)
+    image.add_new("PixelPaddingValue", "US", 2**12 - 2000)
+    assert not grey16(image)[0].any()
+    np.testing.assert_array_equal(grey16(image), grey16(dicom(stored, BitsStored=12, PixelPaddingValue=-2000)))
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("Float", np.float32), ("DoubleFloat", np.float64)])
+def test_a_range_of_padding_in_floats(dicom, kind, dtype):
+    stored = RAMP.astype(dtype) / 4096
+    stored[0], stored[1] = -1e30, -1e20
+    image = dicom(RAMP)
+    image.BitsAllocated = 8 * stored.itemsize
+    for keyword in ("PixelData", "BitsStored", "HighBit", "PixelRepresentation"):
+        delattr(image, keyword)
+    setattr(image, f"{kind}PixelData", stored.tobytes())
+    setattr(image, f"{kind}PixelPaddingValue", -1e30)
+    setattr(image, f"{kind}PixelPaddingRangeLimit", -1e10)
+    assert not grey16(image)[:2].any()
+    np.testing.assert_array_equal(grey16(image)[2:], spread(stored[2:]))
+
+
 def test_integers_of_32_bits(dicom):
     wide = RAMP.astype(np.uint32) * 70000
     np.testing.assert_array_equal(grey16(dicom(wide)), grey16(dicom(RAMP)))
@@ -187,6 +235,32 @@ def test_sixteen_bit_colour_is_rounded_to_eight(dicom):
     np.testing.assert_array_equal(grey16(dicom(rgb)), np.rint(rgb / 257).astype(np.uint8))
 
 
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
+@pytest.mark.parametrize("planar", [0, 1])
+def test_the_planar_configuration_means_nothing_in_compressed_colour(dicom, syntax, planar):
+    rgb = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    image = dicom(rgb)
+    image.compress(syntax)
+    image.PlanarConfiguration = planar
+    np.testing.assert_array_equal(grey16(image), rgb)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("ids", [b"RGB", b"\1\2\3"])
+def test_a_jpeg_that_holds_rgb_with_and_without_the_marker_of_adobe(dicom, marked, ids):
+    rgb = np.stack(np.broadcast_arrays(*np.ogrid[0:200:32j, 20:255:24j], 90), -1).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, "JPEG", quality=98, keep_rgb=True)
+    stream = bytearray(file.getvalue())
+    frame, scan = stream.index(b"\xff\xc0"), stream.index(b"\xff\xda")
+    stream[frame + 10 : frame + 19 : 3] = stream[scan + 5 : scan + 11 : 2] = ids
+    if not marked:
+        marker = stream.index(b"\xff\xee")
+        del stream[marker : marker + 16]
+    image = dicom(rgb, syntax=JPEG_BASELINE, PixelData=encapsulate([bytes(stream)]))
+    assert np.abs(grey16(image).astype(int) - rgb).max() <= 3
+
+
 def test_ybr_becomes_rgb_once(dicom):
     ybr = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
     y, b, r = (ybr[..., i].astype(float) for i in range(3))
@@ -197,19 +271,76 @@ def test_ybr_becomes_rgb_once(dicom):
     assert np.abs(shown_rgb - np.clip(expected, 0, 255)).max() <= 1
 
 
-def test_a_palette(dicom):
-    palette = {}
-    for n, colour in enumerate(("Red", "Green", "Blue")):
-        palette[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
-        entries = np.arange(256, dtype="<u2") * 257 if n == 0 else np.full(256, n * 257 * 100, "<u2")
-        palette[f"{colour}PaletteColorLookupTableData"] = entries.tobytes()
-    image = grey16(dicom(BYTES, PhotometricInterpretation="PALETTE COLOR", **palette))
-    np.testing.assert_array_equal(image, np.stack([BYTES, np.full_like(BYTES, 100), np.full_like(BYTES, 200)], -1))
+def palette(entries: list[np.ndarray], first: int, bits: int, size: int | None = None, kind: str = "") -> dict:
+    header = {}
+    for colour, data in zip(("Red", "Green", "Blue"), entries, strict=True):
+        header[f"{colour}PaletteColorLookupTableDescriptor"] = [len(data) if size is None else size, first, bits]
+        header[f"{kind}{colour}PaletteColorLookupTableData"] = data.tobytes() + b"\0" * (data.nbytes % 2)
+    return {"PhotometricInterpretation": "PALETTE COLOR"} | header
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("u1", 8), ("<u2", 16), ("<u2", 8)])  # the last: 8 bits in a word each
+@pytest.mark.parametrize("pixels", [BYTES, RAMP])
+@pytest.mark.parametrize("size", [255, 256, 3000])
+def test_a_palette(dicom, pixels, dtype, bits, size):
+    eight = np.random.default_rng(0).integers(0, 256, (3, size), dtype=np.uint8)
+    entries = (eight.astype(int) * (257 if bits == 16 else 1)).astype(dtype)
+    image = grey16(dicom(pixels, **palette(list(entries), 10, bits)))
+    at = np.clip(pixels.astype(int) - 10, 0, size - 1)
+    np.testing.assert_array_equal(image, np.moveaxis(eight[:, at], 0, -1))
+
+
+def test_a_palette_for_signed_pixels(dicom):
+    entries = list(np.random.default_rng(0).integers(0, 256, (3, 100), dtype=np.uint8))
+    # Its descriptor is written as unsigned.
+    image = dicom((BYTES.astype(np.int16) - 128).view(np.uint16), **palette(entries, 2**16 - 50, 8))
+    image.PixelRepresentation = 1
+    at = np.clip(BYTES.astype(int) - 78, 0, 99)
+    np.testing.assert_array_equal(grey16(image), np.stack([table[at] for table in entries], -1))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_a_palette_in_either_byte_order(dicom, syntax, dtype):
+    entries = np.random.default_rng(0).integers(0, 256 if dtype == "u1" else 65536, (3, 256)).astype(dtype)
+    written = entries.view("u2").astype(">u2") if syntax == ExplicitVRBigEndian else entries  # VR OW: as words
+    image = dicom(BYTES, syntax=syntax, **palette(list(written), 0, 8 * entries.itemsize, 256))
+    eight = np.rint(entries / (1 if dtype == "u1" else 257))
+    np.testing.assert_array_equal(grey16(image), np.moveaxis(eight[:, BYTES], 0, -1))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<u2"])
+def test_a_segmented_palette(dicom, dtype):
+    # Two values, a ramp of 4 up to 50, one value, and again the one segment that begins at the fifth number: the ramp.
+    at = 4 * np.dtype(dtype).itemsize
+    again = [at, 0, 0, 0] if dtype == "u1" else [at, 0]
+    segments = np.array([0, 2, 20, 10, 1, 4, 50, 0, 1, 90, 2, 1, *again], dtype)
+    eight = np.array([20, 10, 20, 30, 40, 50, 90, 80, 70, 60, 50])
+    scale = 1 if dtype == "u1" else 257
+    if scale > 1:
+        segments[[2, 3, 6, 9]] *= scale
+    header = palette([segments] * 3, 0, 8 * segments.itemsize, len(eight), "Segmented")
+    np.testing.assert_array_equal(grey16(dicom(BYTES, **header))[..., 1], eight[np.minimum(BYTES, 10)])
+
+
+@pytest.mark.parametrize("segments", [[1, 4, 50], [0, 2, 1], [3, 1, 1], [2, 1, 0, 0], [0, 1, 7, 2, 1, 6, 0]])
+def test_a_damaged_segmented_palette_is_refused(dicom, segments):
+    header = palette([np.array(segments, "<u2")] * 3, 0, 16, 256, "Segmented")
+    with pytest.raises(DataError, match="palette is missing or damaged"):
+        grey16(dicom(BYTES, **header))
 
 
 def test_a_palette_that_is_missing(dicom):
     with pytest.raises(DataError, match="palette is missing"):
         grey16(dicom(BYTES, PhotometricInterpretation="PALETTE COLOR"))
+
+
+def test_run_lengths_of_bits_that_are_not_the_lowest_are_refused(dicom):
+    image = dicom(RAMP << 4)
+    image.compress(RLELossless)
+    image.BitsStored, image.HighBit = 12, 15
+    with pytest.raises(DataError, match="12 bits stored below bit 15"):
+        grey16(image)
 
 
 def test_one_pixel(dicom):
