@@ -10,11 +10,8 @@ import io
 import re
 import stat
 import struct
-import warnings
-import zlib
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -22,11 +19,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from damcli.config import Strict
-from damcli.dicom import PIXEL_LIMIT, NotAnImage
+from damcli.data import pictures
+from damcli.dicom import NotAnImage
 from damcli.errors import DataError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 __all__ = ["Contract", "NotAnImage", "read_noted", "read_scan", "region", "resize"]
 
@@ -107,7 +102,7 @@ def read_noted(path: Path, contract: Contract) -> tuple[NDArray[np.uint8], str]:
     elif kind and kind.lastgroup == "JPEG":
         pixels = _jpeg(data, contract, whole=box is not None)
     elif kind and kind.lastgroup:
-        pixels = _picture(data, kind.lastgroup, contract.frame)
+        pixels = pictures.read(data, kind.lastgroup, contract.frame)
     else:
         pixels, remark = _dicom(data, head, contract.frame)
     return resize(pixels if box is None else _cut(pixels, box), contract), remark
@@ -206,19 +201,14 @@ def _content(path: Path) -> bytes:
         raise DataError(f"the file cannot be read: {error.strerror}") from error
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > PIXEL_LIMIT:
-        raise DataError(f"the image has {width} x {height} pixels; up to {PIXEL_LIMIT:,} are read")
-
-
 def _jpeg(data: bytes, contract: Contract, whole: bool) -> NDArray:
     import simplejpeg
 
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        _check_size(width, height)
+        pictures.check_size(width, height)
         if space in ("CMYK", "YCCK") or _is_turned(data):
-            return _picture(data, "JPEG", None)
+            return pictures.read(data, "JPEG", None)
         # Large images are scaled down while decoding, at least by 2 and never below three times the target, so that
         # what follows is still an area average: its mean difference from the exact one was below 0.5 of 255 on films,
         # and below 2 on noise and on the finest textures (twice the target is not enough for those). What "crop"
@@ -263,87 +253,3 @@ def _is_turned(data: bytes) -> bool:
         return exif.get(ExifTags.Base.Orientation, 1) != 1
     except Exception:  # whatever a damaged block makes Pillow raise
         return False
-
-
-def _plain_png(data: bytes) -> NDArray[np.uint8] | NDArray[np.uint16] | None:
-    """Decode grey of 8 or 16 bits and colour of 8 with OpenCV, about twice as fast as with Pillow; None for others.
-
-    Only where the file is whole to its last checksum: OpenCV would fill up a damaged one without a word.
-    """
-    width, height, bits, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
-    if (colour, bits) not in ((0, 8), (0, 16), (2, 8)) or interlaced or width * height > PIXEL_LIMIT:
-        return None
-    position, kinds = 8, set()
-    while b"IEND" not in kinds:
-        length, kind = struct.unpack_from(">I4s", data, position)
-        end = position + 12 + length
-        if end > len(data) or zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-            return None
-        kinds.add(kind)
-        position = end
-    # Transparency, orientation and animation are Pillow's business; gamma and profiles are passed over by both.
-    if kinds & {b"tRNS", b"eXIf", b"acTL"}:
-        return None
-    pixels: NDArray | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.shape[:2] != (height, width):
-        return None
-    return pixels if colour == 0 else np.ascontiguousarray(pixels[..., ::-1])
-
-
-def _picture(data: bytes, kind: str, frame: int | None) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Decode with Pillow: grey (H, W) uint8 or uint16, or RGB (H, W, 3) uint8."""
-    from PIL import Image, ImageOps
-
-    from damcli.dicom.greyscale import spread
-
-    if kind == "PNG":
-        with suppress(struct.error, cv2.error):  # what is wrong with it, Pillow says below
-            if (plain := _plain_png(data)) is not None:
-                return spread(plain) if plain.dtype == np.uint16 else plain
-
-    try:
-        # The only warning of interest, about the size, is an error here.
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=[kind]) as image:
-            _check_size(*image.size)
-            images = getattr(image, "n_frames", 1)
-            if images > 1 and kind != "JPEG":
-                if frame is None:
-                    raise DataError(f"the file holds {images} images, and one is expected (--frame N takes one)")
-                if frame >= images:
-                    raise DataError(f"the file holds {images} images, and none has the number {frame}")
-                image.seek(frame)
-            white_is_zero = kind == "TIFF" and getattr(image, "tag_v2", {}).get(262) == 0
-            image.load()
-            if kind == "PNG" and data[25] == 0 and data[24] in (2, 4) and "transparency" in image.info:
-                # Pillow spreads grey of few bits over 8, but not the one value of it that is transparent.
-                image.info["transparency"] *= 255 // (2 ** data[24] - 1)
-            return _values(ImageOps.exif_transpose(image), white_is_zero)
-    except (DataError, MemoryError):
-        raise
-    except Image.DecompressionBombError as error:
-        raise DataError(f"the image has more than {PIXEL_LIMIT:,} pixels") from error
-    except Exception as error:  # Pillow's readers raise many kinds, and quote the file
-        raise DataError(f"the {kind} file is cut off or damaged") from error
-
-
-def _values(image: Image.Image, white_is_zero: bool) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    from PIL import Image
-
-    from damcli.dicom.greyscale import spread
-
-    transparent = image.info.get("transparency")
-    if image.mode in ("1", "L"):
-        shown = np.asarray(image.convert("L"))
-        return shown if transparent is None else np.where(shown == transparent, np.uint8(0), shown)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image)
-        if values.dtype == np.int32 and values.min() >= 0 and values.max() < 2**16:
-            values = values.astype(np.uint16)
-        if transparent is not None:  # no number, so that it is black and counts for no percentile
-            values = np.where(values == transparent, np.float32(np.nan), values)
-        grey = spread(values)
-        return 65535 - grey if white_is_zero else grey
-    if transparent is not None or image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image.convert("RGBA"))
-    return np.asarray(image.convert("RGB"))

@@ -120,10 +120,10 @@ def grey16(dataset: Dataset, frame: int | None = None) -> NDArray[np.uint16] | N
             raise DataError(f"the image has {frames} frames, and one is expected (--frame N takes one)")
         if frame is not None and frame >= frames > 1:
             raise DataError(f"the image has {frames} frames, and none has the number {frame}")
-        frame = frame if frames > 1 else 0
-        stored, photometric = _decode(dataset, frame or 0)
+        index = frame if frame is not None and frames > 1 else 0
+        stored, photometric = _decode(dataset, index)
         if photometric in GREY and stored.ndim == 2:
-            return grey(of_frame(dataset, frame), stored, inverted=photometric == "MONOCHROME1")
+            return grey(of_frame(dataset, index), stored, inverted=photometric == "MONOCHROME1")
         return colour(dataset, stored, photometric)
 
 
@@ -148,7 +148,23 @@ def remark(dataset: Dataset) -> str:
     choices = luts or (len(windows) if isinstance(windows, MultiValue) else 1)
     if choices > 1:
         remarks.append(f"the first of {choices} {'VOI LUTs' if luts else 'windows'} is used")
+    if not _square(dataset):
+        remarks.append("its pixels are not square, and are shown as if they were")
     return "; ".join(remarks)
+
+
+def _square(dataset: Dataset) -> bool:
+    """Whether pixels are as high as wide, within 1 % (PS3.3 C.7.6.3.1.7, 10.7.1.3); true where nothing is said."""
+    for keyword in ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing"):
+        values = element(dataset, keyword)
+        if isinstance(values, MultiValue) and len(values) == 2:
+            try:
+                high, wide = (float(value) for value in values)
+            except (TypeError, ValueError):
+                continue
+            if wide > 0 < high:
+                return abs(high / wide - 1) <= 0.01
+    return True
 
 
 def supported() -> list[tuple[str, str, str | None]]:

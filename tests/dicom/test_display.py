@@ -3,7 +3,7 @@
 import numpy as np
 from pydicom.dataset import Dataset
 
-from damcli.dicom.pixels import grey16
+from damcli.dicom.pixels import grey16, remark
 
 
 def test_a_frame_of_an_enhanced_object_has_its_own_window_and_rescale(dicom):
@@ -37,3 +37,11 @@ def test_a_frame_of_an_enhanced_object_has_its_own_window_and_rescale(dicom):
 def test_a_blank_first_window_is_none(dicom):
     image = dicom(np.array([[0, 4095]], np.uint16), WindowCenter=["", "2000"], WindowWidth=["", "4000"])
     assert grey16(image).tolist() == [[0, 65535]]
+
+
+def test_pixels_that_are_not_square_are_remarked(dicom):
+    image = np.zeros((4, 4), np.uint16)
+    assert remark(dicom(image)) == ""
+    assert remark(dicom(image, PixelSpacing=[0.143, 0.143])) == ""
+    assert "not square" in remark(dicom(image, PixelAspectRatio=["2", "1"]))
+    assert "not square" in remark(dicom(image, ImagerPixelSpacing=["0.1", "0.2"]))
