@@ -7,7 +7,7 @@ import struct
 import warnings
 import zlib
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -31,7 +31,7 @@ def check_size(width: int, height: int) -> None:
 
 
 def _plain_png(data: bytes) -> NDArray[np.uint8] | NDArray[np.uint16] | None:
-    """Decode grey of 8 or 16 bits and colour of 8 with OpenCV, about twice as fast as with Pillow; None for others.
+    """Decode grey of 8 or 16 bits and colour of 8 with OpenCV, 1.7 times as fast as with Pillow; None for others.
 
     Only where the file is whole to its last checksum: OpenCV would fill up a damaged one without a word.
     """
@@ -84,14 +84,14 @@ def read(data: bytes, kind: str, frame: int | None) -> NDArray[np.uint8] | NDArr
                     raise DataError(f"the file holds {images} images, and none has the number {frame}")
                 image.seek(frame)
             tags = getattr(image, "tag_v2", {}) if kind == "TIFF" else {}
-            bits, signed = (next(iter(_tuple(tags.get(tag, 1)))) for tag in (BITS_PER_SAMPLE, SAMPLE_FORMAT))
-            if (bits, signed) == (8, SIGNED):
+            bits, form = (_first(tags.get(tag, 1)) for tag in (BITS_PER_SAMPLE, SAMPLE_FORMAT))
+            if (bits, form) == (8, SIGNED):
                 raise DataError("TIFF files of signed 8-bit values are not read")
             image.load()
             if kind == "PNG" and data[25] == 0 and data[24] in (2, 4) and "transparency" in image.info:
                 # Pillow spreads grey of few bits over 8, but not the one value of it that is transparent.
                 image.info["transparency"] *= 255 // (2 ** data[24] - 1)
-            unsigned = bits == 32 and signed == UNSIGNED
+            unsigned = (bits, form) == (32, UNSIGNED)
             return _values(ImageOps.exif_transpose(image), tags.get(PHOTOMETRIC) == WHITE_IS_ZERO, unsigned)
     except (DataError, MemoryError):
         raise
@@ -103,8 +103,9 @@ def read(data: bytes, kind: str, frame: int | None) -> NDArray[np.uint8] | NDArr
         raise DataError(f"the {kind} file is cut off or damaged") from error
 
 
-def _tuple(value: object) -> tuple:
-    return value if isinstance(value, tuple) else (value,)
+def _first(value: Any) -> Any:
+    """Return the first of a tag's values: one comes by itself, several as a tuple."""
+    return value[0] if isinstance(value, tuple) else value
 
 
 def _values(image: Image.Image, white_is_zero: bool, unsigned: bool) -> NDArray[np.uint8] | NDArray[np.uint16]:

@@ -96,11 +96,6 @@ class PESG(Optimizer):
         _check(group, self.update)
         group["scale"] = _scale(group)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:  # states written before the scale was held
-            group.setdefault("scale", _scale(group))
-
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step from the gradients at hand. Returns what `closure` returns, if one is given.

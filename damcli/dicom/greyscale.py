@@ -78,7 +78,7 @@ def _blocks(image: NDArray, pixels: int) -> Iterator[slice]:
 
 @cache
 def _opencv_looks_16_bits_up() -> bool:
-    """Whether OpenCV has tables of 65,536 entries, which came with its version 5: 2.5 times as fast as NumPy's."""
+    """Whether this OpenCV has tables of 65,536 entries, as 5.0 does: 2.5 times as fast as NumPy's."""
     try:
         return int(cv2.LUT(np.full((1, 1), 2, np.uint16), np.arange(2**16, dtype=np.uint16))[0, 0]) == 2
     except cv2.error:

@@ -220,8 +220,10 @@ def test_tables_that_are_none(tmp_path: Path) -> None:
     refused(tmp_path, DataError, "this is no CSV", "line")
     file.write_text(whole.replace("Male,White", "Male,White,Female", 1))
     refused(tmp_path, DataError, "28 fields, the header 27")
-    file.write_text("")
+    file.write_text(whole.replace("path_to_image", "path", 1))
     refused(tmp_path, DataError, "'path_to_image'")
+    file.write_text("")
+    refused(tmp_path, DataError, "empty")
 
 
 def test_rows_that_leave_the_tree_are_refused_one_by_one(tmp_path: Path) -> None:

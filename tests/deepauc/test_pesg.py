@@ -241,19 +241,6 @@ def test_another_gamma_leaves_the_reference_where_it_is(gammas):
     assert optimizer.reference(late).item() == pytest.approx(2.9)
 
 
-def test_a_state_from_before_gammas_could_change_is_read():
-    weight = nn.Parameter(torch.ones(1))
-    optimizer = PESG([weight], AUCMarginLoss(1), 0.1, gamma=0.3)
-    weight.grad = torch.ones(1)
-    optimizer.step()
-    state = copy.deepcopy(optimizer.state_dict())
-    for group in state["param_groups"]:
-        del group["scale"]
-    optimizer.load_state_dict(state)
-    optimizer.step()
-    assert optimizer.reference(weight).item() == pytest.approx(1.0)
-
-
 @pytest.mark.parametrize(
     ("loss", "alpha"),
     [

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO, cast
 
 import numpy as np
 import polars as pl
@@ -47,40 +46,64 @@ class Source:
     pixels: Callable[[int], Iterator[NDArray[np.uint8] | DataError]] | None = None
 
 
-def read_csv(path: Path) -> pl.DataFrame:
+def read_csv(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
     """Read a CSV, also one packed as `.gz`, as text columns, blanks as "". UTF-8 or Latin-1; comma, semicolon or tab.
+
+    `columns` names those to keep, as far as they are there: others may hold gigabytes of text.
 
     Raises `UsageError` if there is no such file, `DataError` if it has no header, a name twice, no row, or a row of
     another length (with its line).
     """
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
+        with _opened(path, _encoding(path)) as text:
+            return _parsed(text, path, columns)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError("this .gz file is cut off or damaged", where=path) from error
     except OSError as error:
         raise UsageError(f"this table cannot be read: {error.strerror}", where=path) from error
+
+
+def _opened(path: Path, encoding: str) -> TextIO:
+    opening = gzip.open if path.suffix.lower() == ".gz" else open
+    return cast(TextIO, opening(path, "rt", encoding=encoding, newline=""))
+
+
+def _encoding(path: Path) -> str:
+    """Return what a file of text is written in: UTF-8 if all of it is, else Latin-1."""
     try:
-        text = raw.decode("utf-8-sig")
+        with _opened(path, "utf-8") as text:
+            while text.read(2**20):
+                pass
     except UnicodeDecodeError:
-        text = raw.decode("latin-1")
-    first = text.split("\n", 1)[0]
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
+        return "latin-1"
+    return "utf-8-sig"
+
+
+def _parsed(text: TextIO, path: Path, wanted: Sequence[str] | None) -> pl.DataFrame:
+    first = text.readline()
+    text.seek(0)
+    rows = csv.reader(text, delimiter=max(",;\t", key=first.count), strict=True)
     try:
         header = [name.strip() for name in next(rows, [])]
-        columns: list[list[str]] = [[] for _ in header]
+        twice = sorted({name for name in header if header.count(name) > 1})
+        if twice:
+            raise DataError(
+                f"the header names a column twice: {', '.join(twice)}", where=path, fix="rename one of them"
+            )
+        kept = {name: at for at, name in enumerate(header) if wanted is None or name in wanted}
+        columns: dict[str, list[str]] = {name: [] for name in kept}
+        empty = True
         for row in rows:
             if len(row) not in (0, len(header)):
                 raise DataError(f"line {rows.line_num} has {len(row)} fields, the header {len(header)}", where=path)
-            for column, cell in zip(columns, row, strict=False):
-                column.append(cell.strip())
+            for name, at in kept.items() if row else ():
+                columns[name].append(row[at].strip())
+            empty = empty and not row
     except csv.Error as error:
         raise DataError(f"this is no CSV: {error}", where=f"{path}, line {rows.line_num}") from error
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise DataError(f"the header names a column twice: {', '.join(twice)}", where=path, fix="rename one of them")
-    if not header or not columns[0]:
+    if not header or empty:
         raise DataError("this table is empty", where=path)
-    return pl.DataFrame(dict(zip(header, columns, strict=True)), schema=dict.fromkeys(header, pl.String))
+    return pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String))
 
 
 def need(table: pl.DataFrame, columns: Sequence[str], path: Path, fix: str | None = None) -> None:
@@ -221,17 +244,17 @@ def locate(path: str) -> Path:
     return Path(path)
 
 
-# What exports write where an id is not known.
-NO_ID = ("", "nan", "none", "null", "n/a", "na", "unknown", "-1")
+# What tables write where something is not known.
+UNKNOWN = ("", "nan", "none", "null", "n/a", "na", "unknown", "-1", "-1.0")
 
 
-def known_ids(cells: pl.Series) -> pl.Series:
-    """Return ids with null where there is none: scans without a patient must not become one patient.
+def known(cells: pl.Series) -> pl.Series:
+    """Return ids or facts with null where they are not known: scans without a patient must not become one patient.
 
-    >>> known_ids(pl.Series(["p1", "NaN", ""])).to_list()
+    >>> known(pl.Series(["p1", "NaN", ""])).to_list()
     ['p1', None, None]
     """
-    return pl.select(pl.when(~cells.str.to_lowercase().is_in(NO_ID)).then(cells).alias(cells.name)).to_series()
+    return pl.select(pl.when(~cells.str.to_lowercase().is_in(UNKNOWN)).then(cells).alias(cells.name)).to_series()
 
 
 def blank_to_null(cells: pl.Series) -> pl.Series:

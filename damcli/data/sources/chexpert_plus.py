@@ -5,14 +5,13 @@ Its reports are not kept: they are neither needed nor ours to spread, and no err
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
-from damcli.data.sources import blank_to_null
+from damcli.data.sources import blank_to_null, need, read_csv
 from damcli.data.sources.chexpert_trees import SPLIT_SUFFIX
 from damcli.errors import DataError, UsageError
 
@@ -32,28 +31,12 @@ def table(folder: Path) -> Path | None:
 def scans(file: Path) -> pl.DataFrame:
     """Return the scans of the table: name, patient, study, view, split, sex, age, projection, race.
 
-    Raises `UsageError` for a file that cannot be read, `DataError` for a table that is none. Row by row, since the
-    reports take gigabytes.
+    Raises `UsageError` for a file that cannot be read, `DataError` for a table that is none.
     """
-    cells: dict[str, list[str]] = {name: [] for name in (*NEEDED, *METADATA)}
-    try:
-        with file.open(encoding="utf-8-sig", errors="replace", newline="") as text:
-            rows = csv.reader(text, strict=True)
-            header = next(rows, [])
-            if missing := [name for name in NEEDED if name not in header]:
-                raise DataError(f"the table has no column {missing[0]!r}", where=file)
-            places = [(cells[name], header.index(name) if name in header else None) for name in cells]
-            for row in rows:
-                if len(row) not in (0, len(header)):
-                    what = f"line {rows.line_num} has {len(row)} fields, the header {len(header)}"
-                    raise DataError(what, where=file)
-                for column, at in places if row else ():
-                    column.append("" if at is None else row[at].strip())
-    except OSError as error:
-        raise UsageError(f"this table cannot be read: {error.strerror}", where=file) from error
-    except csv.Error as error:
-        raise DataError(f"this is no CSV: {error}", where=f"{file}, line {rows.line_num}") from error
-    raw = pl.DataFrame(cells, schema=dict.fromkeys(cells, pl.String))
+    raw = read_csv(file, [*NEEDED, *METADATA])
+    need(raw, NEEDED, file)
+    absent = [name for name in METADATA if name not in raw.columns]
+    raw = raw.with_columns(pl.lit("").alias(name) for name in absent)
     name = raw["path_to_image"].str.replace(SPLIT_SUFFIX.pattern, "$1").alias("name")
     folders = name.str.extract_groups(r"(?<patient>patient[^/]+)/(?<study>study[^/]+)/").struct.unnest()
     split = raw["split"].str.to_lowercase()
@@ -114,7 +97,4 @@ def labels(file: Path, findings: Sequence[str]) -> pl.DataFrame:
             if value not in (None, 1, 0, -1):
                 raise DataError(f"the label of {finding} is not 1, 0, -1 or null", where=where)
             columns[f"label:{finding}"].append(None if value is None else float(value))
-    made = pl.DataFrame({"name": names, **columns}, schema_overrides=dict.fromkeys(columns, pl.Float64))
-    if made["name"].is_duplicated().any():
-        raise DataError("the labels name a scan twice", where=file)
-    return made
+    return pl.DataFrame({"name": names, **columns}, schema_overrides=dict.fromkeys(columns, pl.Float64))

@@ -28,10 +28,10 @@ def read(path: Path, crops: bool = False, findings: Sequence[str] | None = None)
         if crops:
             raise UsageError("the tiles of DDSM+ are crops already", where="--crops", fix="leave it out")
         return tiles.read(path, findings)
-    cases = [file for file in files_below(path) if file.suffix.lower() == ".ics"]
-    if cases:
+    below = list(files_below(path))
+    if any(file.suffix.lower() == ".ics" for file in below):
         _only(findings, ["malignant"])
-        return films.read(path, cases, crops)
+        return films.read(path, below, crops)
     entries = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
     raise DataError(
         f"nothing of DDSM is recognised among {entries}",

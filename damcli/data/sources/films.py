@@ -11,7 +11,7 @@ from typing import Any
 from damcli.data import film
 from damcli.data.film import Case, Lesion
 from damcli.data.labels import Policy
-from damcli.data.sources import Source, files_below, table_of
+from damcli.data.sources import Source, table_of
 from damcli.errors import DataError
 
 DESCRIPTION = re.compile(r"([A-D])-(\d{4})-(\d)\.ics", re.IGNORECASE)
@@ -20,8 +20,8 @@ VOLUME = re.compile(r"(?:normal|cancer|benign|benign_without_callback)_\d\d", re
 LABELS = {"MALIGNANT": 1.0, "BENIGN": 0.0, "BENIGN_WITHOUT_CALLBACK": 0.0, "UNPROVEN": None}
 
 
-def read(root: Path, cases: Sequence[Path], crops: bool) -> Source:
-    """Read the films that the case descriptions `cases` below `root` list.
+def read(root: Path, below: Sequence[Path], crops: bool) -> Source:
+    """Read the films that the case descriptions among the files `below` a folder list.
 
     A film is malignant if a lesion annotated on it is: the other breast of a case of cancer is not. Where one view of a
     breast shows cancer, or its annotation is missing or unproven, and the other view has none, the label of the other
@@ -30,15 +30,16 @@ def read(root: Path, cases: Sequence[Path], crops: bool) -> Source:
     `DataError` if nothing is left.
     """
     # Two annotations lie in the folder of another case: by their names they are found all the same.
-    named = [(found, file) for file in files_below(root) if (found := film.NAME.fullmatch(file.name))]
+    named = [(found, file) for file in below if (found := film.NAME.fullmatch(file.name))]
     overlays, films = (
         {(found["case"].upper(), found["view"].upper()): file for found, file in named if file.suffix.upper() == kind}
         for kind in (".OVERLAY", ".LJPEG")
     )
+    cases = sorted(file for file in below if file.suffix.lower() == ".ics")
     rows: list[dict[str, Any]] = []
     refused: list[tuple[str, str]] = []
     ill: set[str] = set()  # breasts with a view whose lesion is malignant or not known
-    for description in sorted(cases):
+    for description in cases:
         try:
             name, case = _case(description)
         except DataError as error:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import polars as pl
 
 from damcli.data.labels import Policy
-from damcli.data.sources import Source, files_below, read_csv, table_of
+from damcli.data.sources import Source, files_below, known, read_csv, table_of
 from damcli.errors import DataError, UsageError
 
 NAME = re.compile(r"(ISIC_\d{7})(?:_downsampled)?", re.IGNORECASE)
@@ -28,7 +28,6 @@ NAMED = ("image_name", "target", "patient_id")
 OTHER_YEARS = (("image", "MEL", "NV"), ("image_id", "melanoma", "seborrheic_keratosis"))
 AGES = ("age_approx", "age_approximate")
 SITES = ("anatom_site_general_challenge", "anatom_site_general")
-MISSING = ("", "unknown", "nan", "na", "none", "-1", "-1.0")
 
 
 class _Table(NamedTuple):
@@ -67,16 +66,16 @@ def read(path: Path) -> Source:
         notes.append("folds are the leak-free ones of the resized set's files; fold 0 is valid")
     rows = [chosen.scans.with_columns(year=pl.lit("2020"))]
     # Whatever 2020 has may be held out: the other years must not train on it under another name.
-    known = {key for table in main for key in (*table.scans["key"], *table.dropped)}
+    taken = {key for table in main for key in (*table.scans["key"], *table.dropped)}
     lesions = [lesion for table in main for lesion in table.scans["lesion"].drop_nulls()]
     for table in (table for table in tables if not table.main):
         if not table.scans["key"].is_in(list(images)).any():
             notes.append(f"left {table.file} out: none of its images is in this download")
             continue
         fresh = table.scans.filter(
-            ~pl.col("key").is_in(list(known)) & ~pl.col("lesion").is_in(lesions).fill_null(False)
+            ~pl.col("key").is_in(list(taken)) & ~pl.col("lesion").is_in(lesions).fill_null(False)
         )
-        known.update(fresh["key"])
+        taken.update(fresh["key"])
         rows.append(fresh.with_columns(split=pl.lit("train"), year=pl.lit("other")))
         notes.append(
             f"took {table.file}: {len(fresh)} images of another year, in train only, "
@@ -204,7 +203,7 @@ def _known(table: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
     cells = next((table[column] for column in columns if column in table.columns), None)
     if cells is None:
         return pl.Series([None] * len(table), dtype=pl.String)
-    return pl.select(pl.when(~cells.str.to_lowercase().is_in(MISSING)).then(cells)).to_series()
+    return known(cells)
 
 
 def _with_metadata(table: pl.DataFrame, name: str, listed: Sequence[Path]) -> pl.DataFrame:

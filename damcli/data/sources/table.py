@@ -36,7 +36,7 @@ from damcli.data.sources import (
     assemble,
     blank_to_null,
     class_folders,
-    known_ids,
+    known,
     need,
     parse_labels,
     read_csv,
@@ -209,7 +209,7 @@ def _source(described: Description) -> Source:
 
     nothing = pl.Series([None] * len(table), dtype=pl.String)
     columns = {key: blank_to_null(_id_text(table[name], file)) if name else nothing for key, name in named.items()}
-    columns |= {key: known_ids(columns[key]) for key in ("patient", "study")}
+    columns |= {key: known(columns[key]) for key in ("patient", "study")}
     columns["view"] = columns["view"].str.to_lowercase()
     if described.split_column:
         columns["split"] = _splits(columns["split"], file, described.split_column)
