@@ -69,7 +69,7 @@ def read(data: bytes, file: Path, scale: Literal["grey", "density"]) -> NDArray[
 def stored_values(data: bytes, file: Path) -> tuple[NDArray[np.uint16], Case]:
     """Return a film's values as they were digitised, uint16 (lines, pixels), and its case. Raises `DataError`.
 
-    Half of the files have width and height exchanged in their header, while their pixels are in order: the case
+    Some files have width and height exchanged in their header, while their pixels are in order: the case
     description counts.
     """
     name = NAME.fullmatch(file.name)
