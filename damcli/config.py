@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -193,6 +194,24 @@ def environment_layer(model: type[BaseModel], environment: Mapping[str, str] = o
             raise unknown_key(key, known, f"environment variable {name}")
         values = merge(values, nest(key, _toml_value(text)))
     return Layer("environment", values)
+
+
+UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def interval(text: str) -> tuple[Literal["seconds", "steps"], float]:
+    """Read a time or a number of steps: `30 s`, `10 min`, `2h`, `1 d`, `500 steps`. Raises `ValueError`.
+
+    >>> interval("2h"), interval("500 steps")
+    (('seconds', 7200.0), ('steps', 500.0))
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text)
+    number, unit = (float(match[1]), match[2]) if match else (0.0, "")
+    if unit in ("step", "steps") and number >= 1 and number.is_integer():
+        return "steps", number
+    if unit in UNITS and number > 0:
+        return "seconds", number * UNITS[unit]
+    raise ValueError(f"takes a time or steps, such as 30 s, 10 min, 2 h or 500 steps; got {text!r}")
 
 
 def _toml_value(text: str) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from damcli import config
 from damcli.config import Layer, Strict, merge, read_toml
 from damcli.errors import UsageError
 
@@ -14,12 +15,20 @@ LossName = Literal["aucm", "aucs", "ce", "focal"]
 
 
 class Augmentation(Strict):
-    """Random affine augmentation, uniform in ± each value; 0 everywhere switches it off."""
+    """Random changes to every image, uniform in ± each value; 0 everywhere switches them off."""
 
     rotate: float = Field(default=15.0, ge=0, le=180, description="degrees")
     translate: float = Field(default=0.05, ge=0, le=0.5, description="share of the image's side")
     scale: float = Field(default=0.05, ge=0, lt=1, description="share of the image's size")
+    shear: float = Field(default=0.0, ge=0, le=45, description="degrees")
     flip: bool = Field(default=False, description="left-right flips; never for chest X-rays")
+    flip_vertical: bool = Field(default=False, description="upside-down flips, for images without an up")
+    holes: int = Field(default=0, ge=0, le=64, description="coarse dropout: squares that are blacked out")
+    hole: float = Field(default=0.1, gt=0, lt=1, description="a hole's side, share of the image's")
+    brightness: float = Field(default=0.0, ge=0, lt=1, description="share of full white")
+    contrast: float = Field(default=0.0, ge=0, lt=1)
+    saturation: float = Field(default=0.0, ge=0, lt=1, description="colour images only")
+    hue: float = Field(default=0.0, ge=0, le=0.5, description="share of the colour circle; colour images only")
 
 
 class Stage(Strict):
@@ -31,9 +40,12 @@ class Stage(Strict):
     lr: float = Field(default=1e-4, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
+    findings: tuple[str, ...] = Field(default=(), description="the ones this stage trains; empty: the dataset's")
     divide_lr_by: float = Field(default=10.0, ge=1)
     decay_epochs: tuple[int, ...] = ()
     decay_steps: tuple[int, ...] = ()
+    cycle_epochs: float | None = Field(default=None, gt=0, description="cyclic learning rate: epochs up and down again")
+    max_lr: float | None = Field(default=None, gt=0, description="the top of the cycle, which starts at lr")
     margin: float = Field(default=1.0, gt=0, description="AUC-M's m")
     form: Literal["conditional", "prior"] = "conditional"
     score: Literal["sigmoid", "bsn", "identity"] = "sigmoid"
@@ -60,9 +72,35 @@ class Stage(Strict):
             raise ValueError("momentum is not for Adam, which has its own: take sgd, or another update of pesg")
         if self.clip_norm is not None and self.optimizer != "pesg":
             raise ValueError(f"clip_norm is PESG's: {self.optimizer} does not limit the gradient's norm")
+        if (self.cycle_epochs is None) != (self.max_lr is None):
+            raise ValueError("a cyclic learning rate needs both cycle_epochs and max_lr")
+        if self.max_lr is not None and self.max_lr <= self.lr:
+            raise ValueError(
+                f"max_lr must be above lr, where the cycle starts: {self.max_lr:g} is not above {self.lr:g}"
+            )
+        if self.cycle_epochs is not None and self.optimizer == "pesg":
+            raise ValueError("a cyclic learning rate is not for pesg, whose stages end where the rate is divided")
+        if self.cycle_epochs is not None and (self.decay_epochs or self.decay_steps):
+            raise ValueError("a learning rate is cyclic or divided, not both: drop decay_epochs and decay_steps")
         if self.clip_norm is not None and step == "libauc":
             raise ValueError("clip_norm is not for update = libauc, which clamps every element of the gradient")
         return self
+
+
+class Metadata(Strict):
+    """A two-layer network on columns of the manifest, trained on its own and mixed in (ALGORITHM section 8)."""
+
+    columns: tuple[str, ...] = Field(default=(), description="of the manifest, such as age and sex; empty: no network")
+    weight: float = Field(default=0.5, gt=0, lt=1, description="of its score in the mixture with the image's")
+    allow_leaks: bool = Field(default=False, description="also columns that tell of the label, not of the patient")
+
+
+class Ensemble(Strict):
+    """Members that a recipe trains in turn, each a run of its own."""
+
+    backbones: tuple[str, ...] = Field(default=(), description="a member for each; empty: the recipe's own backbone")
+    seeds: tuple[int, ...] = Field(default=(), description="a member for each; empty: the recipe's own seed")
+    per_finding: bool = Field(default=False, description="one stage 1 for all findings, then a stage 2 for each")
 
 
 class Recipe(Strict):
@@ -76,12 +114,24 @@ class Recipe(Strict):
     pretrained: bool = Field(default=False, description="download timm's weights")
     batch_size: int = Field(default=32, ge=2)
     seed: int = Field(default=0, ge=0)
-    precision: Literal["auto", "32", "bf16"] = "auto"
+    precision: Literal["auto", "32", "bf16", "fp16"] = "auto"
     tune_fraction: float = Field(default=0.15, gt=0, lt=0.5, description="patients of train kept for selection")
-    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    accumulate: int = Field(default=1, ge=1, description="pieces a batch is computed in; the same loss, less memory")
+    compile: bool = Field(default=False, description="torch.compile: minutes at the start, for long runs on a GPU")
+    monitor: str = Field(default="mean", description="the tune AUROC that chooses the epoch: mean, or a finding")
+    patience: int | None = Field(default=None, ge=1, description="epochs of the last stage without a better one")
+    checkpoint_every: str = Field(default="10 min", description="time or steps: 30 s, 10 min, 2 h, 500 steps")
     augment: Augmentation = Augmentation()
+    metadata: Metadata = Metadata()
+    ensemble: Ensemble = Ensemble()
     stage1: Stage = Stage(epochs=0)
     stage2: Stage = Stage(loss="aucm", optimizer="pesg", lr=0.1, sampler="balanced")
+
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _is_an_interval(cls, text: str) -> str:
+        config.interval(text)
+        return text
 
     def stages(self) -> list[tuple[int, Stage]]:
         """Return the stages that have epochs, with their numbers. Raises `UsageError` where none has.

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from damcli import files
+from damcli import config, files
 from damcli.data import loader
 from damcli.data.augment import affine
 from damcli.deepauc import PESG, AUCMarginLoss
@@ -270,7 +270,9 @@ class Trainer:
 
     def save_if_due(self) -> None:
         self.leave_if_asked()
-        if time.monotonic() - self.saved_at >= 60 * self.recipe.checkpoint_minutes:
+        unit, many = config.interval(self.recipe.checkpoint_every)
+        since = self.progress.steps % many if unit == "steps" else many - (time.monotonic() - self.saved_at)
+        if since <= 0:
             self.save("last")
 
     def leave_if_asked(self) -> None:

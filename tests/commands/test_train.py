@@ -171,7 +171,7 @@ def test_a_process_that_is_stopped_anywhere_is_resumed_to_the_same_bits(
     run_here, toy, unbroken, tmp_path, number, code
 ):
     run = tmp_path / "run"
-    often = () if number != signal.SIGKILL else ("--set", "checkpoint_minutes=1e-9")
+    often = () if number != signal.SIGKILL else ("--set", "checkpoint_every=1 step")
     process = damcli("train", toy, *QUICK, *SHORT, *often, "-o", run)
     deadline = time.monotonic() + 100
     metrics = run / "metrics.jsonl"

@@ -26,7 +26,7 @@ from damcli.training.events import (
     Warned,
 )
 
-EVERY_STEP = 1e-9  # minutes
+EVERY_STEP = "1 step"
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_two_stages_learn_what_can_be_learnt_and_touch_no_other_split(dataset, r
 
 
 def test_stage_two_starts_with_a_new_classifier_and_the_old_backbone(dataset, recipe, tmp_path):
-    settings = recipe(stage1={"epochs": 1}, stage2={"lr": 1e-9}, checkpoint_minutes=EVERY_STEP)
+    settings = recipe(stage1={"epochs": 1}, stage2={"lr": 1e-9}, checkpoint_every=EVERY_STEP)
     weights = {}
     with closing(loop.train(settings, dataset, tmp_path / "run", device="cpu")) as events:
         for event in events:
@@ -144,7 +144,7 @@ def unbroken(small, tmp_path_factory):
     ids=["at once", "stage 1", "scoring", "between stages", "stage 2", "after the decay", "before the end"],
 )
 def test_a_run_that_lost_its_process_ends_as_if_it_had_not(small, recipe, unbroken, tmp_path, stop):
-    settings = recipe(checkpoint_minutes=EVERY_STEP)
+    settings = recipe(checkpoint_every=EVERY_STEP)
     run = tmp_path / "run"
     # A generator that is dropped, as a process that is killed, gets no chance to save.
     with closing(loop.train(settings, small, run, device="cpu")) as events:
@@ -215,7 +215,7 @@ def test_a_checkpoint_with_a_flipped_byte_is_refused_by_name(small, recipe, tmp_
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_scans(dataset, recipe, tmp_path):
-    settings = recipe(stage1={"optimizer": "sgd", "lr": 1e30}, checkpoint_minutes=1000)
+    settings = recipe(stage1={"optimizer": "sgd", "lr": 1e30}, checkpoint_every="1 d")
     run = tmp_path / "run"
     with pytest.raises(DataError, match=r"stage 1, epoch 1, step 2.*Edema") as raised:
         list(loop.train(settings, dataset, run, device="cpu"))
@@ -229,7 +229,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_scans(datase
 
 
 def test_broken_weights_never_replace_a_sound_checkpoint(dataset, recipe, tmp_path):
-    settings = recipe(stage1={"optimizer": "sgd", "lr": 1e300}, checkpoint_minutes=EVERY_STEP)
+    settings = recipe(stage1={"optimizer": "sgd", "lr": 1e300}, checkpoint_every=EVERY_STEP)
     with pytest.raises(DataError, match="no longer finite"):
         list(loop.train(settings, dataset, tmp_path / "run", device="cpu"))
     assert checkpoint.read_progress(tmp_path / "run") is None

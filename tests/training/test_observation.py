@@ -201,7 +201,7 @@ def test_alpha_at_zero_from_the_start_is_said_once(dataset, recipe, tmp_path):
 @pytest.mark.parametrize("stop", [1, 3])
 def test_doubts_survive_a_resume_in_the_middle_of_an_epoch(dataset, recipe, tmp_path, stop):
     none = relabelled(dataset, Fracture=np.zeros(len(dataset.manifest)))
-    settings = recipe(stage1={"epochs": 1}, stage2={"epochs": 1, "lr": 1e-12}, checkpoint_minutes=1e-9)
+    settings = recipe(stage1={"epochs": 1}, stage2={"epochs": 1, "lr": 1e-12}, checkpoint_every="1 step")
     whole = list(loop.train(settings, none, tmp_path / "whole", device="cpu"))
     with closing(loop.train(settings, none, tmp_path / "run", device="cpu")) as events:
         assert any(isinstance(event, Step) and event.stage == 2 and event.step == stop for event in events)
@@ -229,7 +229,7 @@ def test_the_samplers_prior_is_said_beside_the_training_sets(make_toy, recipe, t
 
 def test_a_gradient_that_is_not_finite_is_refused_before_anything_moves(dataset, recipe, tmp_path, monkeypatch):
     """The loss is finite, and one weight's gradient overflows on the way back."""
-    settings = recipe(stage2={"epochs": 0}, checkpoint_minutes=1e-9)
+    settings = recipe(stage2={"epochs": 0}, checkpoint_every="1 step")
     run = tmp_path / "run"
     with closing(loop.train(settings, dataset, run, device="cpu")) as events, pytest.raises(DataError) as raised:
         for event in events:

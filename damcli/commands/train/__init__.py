@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,13 +13,13 @@ import typer
 
 from damcli import config, console, project, recipes
 from damcli.commands import options
+from damcli.commands.train import display, rehearsal
 from damcli.config import Layer, Resolved
 from damcli.errors import DataError, UsageError
 from damcli.recipes import LossName, Recipe
 
 if TYPE_CHECKING:
-    from damcli.data.store import Dataset
-    from damcli.training.events import Event, Finished, Scored, Step
+    from damcli.training.events import Finished
 
 DEFAULT_RECIPE = "chexpert-small"
 # For the CPU, read when torch is loaded. Large buffers lie in huge pages: fewer page faults. Threads wait for one
@@ -78,124 +78,13 @@ def train(
     keywords: dict[str, Any] = {"origins": settings.origins, "recipe_name": recipe_name, "device": device}
     try:
         with closing(loop.train(settings.value, opened, run, resume=resume, **keywords)) as events:
-            finished = _draw(events)
+            finished = display.draw(events)
     except (KeyboardInterrupt, SystemExit):
         if (run / "config.toml").is_file():
             console.next_step(f"damcli train --resume {run}")
         raise
     plots.curves(run / "metrics.jsonl", run / "curves.png")
     return finished
-
-
-def _draw(events: Iterator[Event]) -> Finished:
-    from damcli.training.events import Finished, Started
-
-    for event in events:
-        _say(event)
-        if isinstance(event, Started):
-            last: list[Event] = []
-            for _ in console.track(_batches(events, last), event.batches, "training", unit="batches"):
-                pass
-            assert isinstance(last[0], Finished)
-            return last[0]
-    raise AssertionError("training ended before it started")
-
-
-def _batches(events: Iterator[Event], last: list[Event]) -> Iterator[Step | Scored]:
-    """Yield what a progress bar counts, say the rest, and leave the last event in `last`."""
-    from damcli.training.events import Scored, Step
-
-    for event in events:
-        if isinstance(event, Step | Scored):
-            yield event
-        else:
-            _say(event)
-            last[:] = [event]
-
-
-def _say(event: Event) -> None:
-    from damcli.training.events import Boundary, EpochDone, Noted, PrecisionChosen, StageStarted, Started, Warned
-
-    match event:
-        case Warned(text):
-            console.warn(text)
-        case Noted(text):
-            console.note(text)
-        case PrecisionChosen(precision, _, reason):
-            console.note(f"precision: {precision} ({reason})")
-        case Started():
-            again = f", going on at {event.resumed_at}" if event.resumed_at else ""
-            console.note(
-                f"{event.run}: {event.train_scans} scans to train on, {event.tune_scans} of other patients to choose "
-                f"the epoch by, {event.device}, precision {event.precision}{again}"
-            )
-        case StageStarted():
-            console.note(
-                f"stage {event.stage}: {event.loss} by {event.optimizer}, {event.epochs} epochs of {event.steps} steps"
-            )
-        case Boundary():
-            far = f", ‖v − v_ref‖ {event.distance:.4g}" if event.distance is not None else ""
-            if event.next_lr is None:
-                console.note(f"stage {event.stage} ends after step {event.step}: learning rate {event.lr:.4g}{far}")
-            else:
-                rates = f"{event.lr:.4g} → {event.next_lr:.4g}"
-                console.note(f"stage {event.stage}, after step {event.step}: learning rate {rates}{far}")
-        case EpochDone():
-            each = ", ".join(f"{name} {_figure(value)}" for name, value in event.aurocs.items())
-            console.note(
-                f"stage {event.stage}, epoch {event.epoch}/{event.epochs}: loss {event.loss:.4f}, tune AUROC "
-                f"{_figure(event.mean_auroc)} ({each}), {event.scans_per_second:.3g} scans/s"
-                + (", best so far" if event.best else "")
-            )
-
-
-def _figure(value: float) -> str:
-    return "n/a" if value != value else f"{value:.3f}"
-
-
-def check(settings: Resolved[Recipe], dataset: Path, run: Path, device: str) -> dict[str, Any]:
-    """Return what a run would do, everything checked that can be without training; writes nothing."""
-    from damcli.data.store import Dataset
-    from damcli.deepauc.network import Classifier
-    from damcli.training import folder, launch, plan
-
-    recipe, opened = settings.value, Dataset.open(dataset)
-    launch.accelerator(device)
-    folder.refuse_used(run)
-    planned = plan.make(recipe, opened)
-    for text in plan.warnings(planned, recipe, opened):
-        console.warn(text)
-    network = Classifier(
-        recipe.backbone,
-        len(opened.info.findings),
-        recipe.weights,
-        in_chans=recipe.in_chans,
-        activation=recipe.activation,
-    )
-    return {
-        "dataset": str(dataset),
-        "run": str(run),
-        "backbone": recipe.backbone,
-        "parameters": sum(weights.numel() for weights in network.parameters()),
-        "train_scans": len(planned.train),
-        "tune_scans": len(planned.tune),
-        "stages": [
-            {"stage": s.number, "loss": s.stage.loss, "epochs": s.stage.epochs, "steps_per_epoch": len(s.sampler)}
-            for s in planned.stages
-        ],
-        "findings": [_counts(opened, planned, k) for k in range(len(opened.info.findings))],
-    }
-
-
-def _counts(dataset: Dataset, planned: Any, k: int) -> dict[str, Any]:
-    targets, truth = dataset.targets(planned.train)[:, k], dataset.truth(planned.tune)[:, k]
-    return {
-        "finding": dataset.info.findings[k],
-        "train_positives": int((targets >= 0.5).sum()),
-        "train_negatives": int((targets < 0.5).sum()),
-        "tune_positives": int((truth == 1).sum()),
-        "tune_negatives": int((truth == 0).sum()),
-    }
 
 
 def command(
@@ -257,9 +146,9 @@ def command(
         for key, value, origin in settings.lines():
             console.note(f"{key} = {value}  ({origin})")
     if dry_run:
-        return _show_plan(check(settings, dataset, run, device))
+        return rehearsal.show(rehearsal.check(settings, dataset, run, device))
     finished = train(settings, dataset, run, recipe_name=name, device=device, resume=resume is not None)
-    _show_result(finished)
+    display.result(finished)
     console.next_step(f"damcli evaluate {run} {dataset}")
 
 
@@ -286,36 +175,3 @@ def _show(settings: Resolved[Recipe]) -> None:
         console.emit_json({key: {"value": value, "origin": origin} for key, value, origin in settings.lines()})
     rows = [[key, str(value), origin] for key, value, origin in settings.lines()]
     console.table("", ["setting", "value", "origin"], rows)
-
-
-def _show_plan(plan: dict[str, Any]) -> None:
-    if console.state.json:
-        console.emit_json(plan)
-    lists = {"stages", "findings"}
-    console.table("Plan (nothing was written)", ["", ""], [[k, str(v)] for k, v in plan.items() if k not in lists])
-    for key in sorted(lists, reverse=True):
-        console.table(key.capitalize(), list(plan[key][0]), [[str(v) for v in row.values()] for row in plan[key]])
-
-
-def _show_result(finished: Finished) -> None:
-    from damcli.metrics import estimate
-    from damcli.report import tables
-
-    found = {name: estimate([part]) for name, part in finished.aurocs.items()}
-    mean = estimate(list(finished.aurocs.values()))
-    if console.state.json:
-        figures = {name: tables.document(one) for name, one in found.items()}
-        console.emit_json(
-            {
-                "run": str(finished.run),
-                "best_epoch": finished.best_epoch,
-                "tune_auroc": figures,
-                "mean_tune_auroc": tables.document(mean),
-            }
-        )
-    title = f"Best epoch {finished.best_epoch}, on the tune part, which chose it (so these figures flatter)"
-    rows = [
-        tables.auroc_row(name, part.positives, part.negatives, found[name]) for name, part in finished.aurocs.items()
-    ]
-    console.table(title, tables.AUROC_COLUMNS, [*rows, tables.mean_row("mean", mean)])
-    console.result(str(finished.run))
