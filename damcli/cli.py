@@ -58,13 +58,23 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.exit(_run(arguments))
     except DamcliError as problem:
         console.error(problem)
-        sys.exit(problem.exit_code)
+        sys.exit(_shared(problem.exit_code))
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(_shared(130))
+    except SystemExit as leaving:
+        sys.exit(_shared(leaving.code))
     except BrokenPipeError:
         # Whoever read our output has enough, as `head` does. Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def _shared(code: Any) -> Any:
+    """Return the exit code of a process of a run: 0 where all end together and the leading one tells the code.
+
+    Fabric kills the leading one, which may still be writing, once another has ended with anything else.
+    """
+    return 0 if console.state.follows and code in (3, 130, 143) else code
 
 
 def _run(arguments: list[str] | None) -> Any:

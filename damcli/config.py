@@ -22,7 +22,7 @@ from damcli.errors import UsageError
 
 ENVIRONMENT_PREFIX = "DAMCLI_"
 # Variables of ours that are no settings of a recipe.
-RESERVED = {"DAMCLI_MODEL", "DAMCLI_TEST_DATA", "DAMCLI_SECRET"}
+RESERVED = {"DAMCLI_MODEL", "DAMCLI_RUN", "DAMCLI_TEST_DATA", "DAMCLI_SECRET"}
 
 
 class Strict(BaseModel):

@@ -7,26 +7,33 @@ notes (silent with `-q`), warnings, errors, progress, and last the next useful c
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from damcli.errors import DamcliError
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 T = TypeVar("T")
+# A bar is drawn in a millisecond; a table above it takes ten to twenty, on cores that the work needs.
+BARS_PER_SECOND, TABLES_PER_SECOND = 4, 1
 HEARTBEAT_SECONDS = 30.0
 HEARTBEATS = 20  # a line every 5 %
 
 
 @dataclass
 class State:
-    """What the flags `-q`, `-v` and `--json` have set for this process."""
+    """What the flags `-q`, `-v` and `--json` have set for this process, and its number among those of one run."""
 
     quiet: bool = False
     verbose: bool = False
     json: bool = False
+    follows: int = 0
 
 
 state = State()
@@ -40,12 +47,20 @@ def note(text: str) -> None:
 
 def warn(text: str) -> None:
     """Say on stderr what the user must not miss; nothing silences it."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    if not state.follows:
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def error(problem: DamcliError) -> None:
     """Show an error on stderr: what, where, and last the fix."""
-    print(f"error: {problem}", file=sys.stderr, flush=True)
+    process = f"process {state.follows}: " if state.follows else ""
+    print(f"{process}error: {problem}", file=sys.stderr, flush=True)
+
+
+def follow(rank: int) -> None:
+    """Be silent but for errors, as process `rank` > 0 of a run: the leading one says what there is to say."""
+    state.quiet, state.follows = True, rank
+    sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
 
 
 def result(text: str) -> None:
@@ -90,21 +105,36 @@ def next_step(command: str) -> None:
     note(f"next: {command}")
 
 
-def track(items: Iterable[T], total: int | None, label: str, unit: str = "scans") -> Iterator[T]:
+def track(
+    items: Iterable[T],
+    total: int | None,
+    label: str,
+    unit: str = "scans",
+    above: Callable[[], RenderableType] | None = None,
+) -> Iterator[T]:
     """Yield `items` and show how far they are.
 
-    On a terminal a bar with rate and time left; elsewhere a plain line every 5 % or 30 s; nothing with `-q`.
+    On a terminal a bar with rate and time left, and above it what `above()` returns at the moment; elsewhere, and in
+    CI, a plain line every 5 % or 30 s; nothing with `-q`. Notes and warnings on the way stand above it all.
     """
     if state.quiet:
         yield from items
-    elif sys.stderr.isatty():
-        yield from _bar(items, total, label, unit)
+    elif animated():
+        yield from _bar(items, total, label, unit, above)
     else:
         yield from _heartbeat(items, total, label, unit)
 
 
-def _bar(items: Iterable[T], total: int | None, label: str, unit: str) -> Iterator[T]:
-    from rich.console import Console
+def animated() -> bool:
+    """Whether stderr is a terminal that can be drawn over: not a file, a pipe, CI's or a dumb one."""
+    return sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def _bar(
+    items: Iterable[T], total: int | None, label: str, unit: str, above: Callable[[], RenderableType] | None
+) -> Iterator[T]:
+    from rich.console import Console, Group
+    from rich.live import Live
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -114,8 +144,19 @@ def _bar(items: Iterable[T], total: int | None, label: str, unit: str) -> Iterat
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
+    progress = Progress(*columns)
+
+    def drawn() -> RenderableType:
+        return Group(above(), progress.get_renderable()) if above else progress.get_renderable()
+
     start = time.monotonic()
-    with Progress(*columns, console=Console(file=sys.stderr)) as progress:
+    # What is written to a stdout that goes elsewhere must get there, and not be drawn above the bar.
+    with Live(
+        console=Console(file=sys.stderr),
+        get_renderable=drawn,
+        refresh_per_second=TABLES_PER_SECOND if above else BARS_PER_SECOND,
+        redirect_stdout=sys.stdout.isatty(),
+    ):
         task = progress.add_task(label, total=total, rate="")
         for done, item in enumerate(items, 1):
             yield item
@@ -132,7 +173,7 @@ def _heartbeat(items: Iterable[T], total: int | None, label: str, unit: str) -> 
         if beat > last_beat or now - last_time >= HEARTBEAT_SECONDS:
             last_time, last_beat = now, beat
             of = f"/{total} ({done / total:.0%})" if total else ""
-            left = f", {_duration((now - start) / done * (total - done))} left" if total and done < total else ""
+            left = f", {duration((now - start) / done * (total - done))} left" if total and done < total else ""
             note(f"{label}: {done}{of} {unit}, {_rate(done, now - start, unit)}{left}")
 
 
@@ -141,10 +182,10 @@ def _rate(done: int, seconds: float, unit: str) -> str:
     return f"{f'{rate:.3g}' if rate < 1000 else f'{rate:,.0f}'} {unit}/s"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Write a duration as people say it.
 
-    >>> _duration(5), _duration(125), _duration(7300)
+    >>> duration(5), duration(125), duration(7300)
     ('5 s', '2 min 5 s', '2 h 1 min')
     """
     whole = round(seconds)

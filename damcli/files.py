@@ -66,10 +66,10 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
+def replacing_folder(path: Path, previous: Path | None = None) -> Iterator[Path]:
     """Yield an empty folder beside `path`; on success its files are synced and it takes the place of `path`.
 
-    Killed at any moment, `settled_folder` still finds the old folder or the new one whole. For one writer at a time.
+    With `previous`, what was there before is kept under that name, in place of what that name held. Killed at any moment, `settled_folder` still finds the old folder or the new one whole. For one writer at a time.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as parent:
@@ -96,6 +96,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             draft.rename(path)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+        if previous and old.is_dir():
+            shutil.rmtree(previous, ignore_errors=True)
+            old.rename(previous)
         shutil.rmtree(old, ignore_errors=True)
 
 

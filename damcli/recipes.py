@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from damcli.config import Layer, Strict, merge, read_toml
 from damcli.errors import UsageError
 
 LossName = Literal["aucm", "aucs", "ce", "focal"]
+FILE = "recipe.toml"  # of a recipe's folder; its other .toml files are forms of it
 
 
 class Augmentation(Strict):
@@ -152,38 +154,72 @@ def folders() -> list[Path]:
 
 
 def names() -> list[str]:
-    """Return the names of the recipes at hand, sorted.
+    """Return the names of the recipes at hand, sorted: each is a folder with a recipe.toml.
 
     >>> "chexpert-small" in names()
     True
     """
-    return sorted({file.stem for folder in folders() for file in folder.glob("*.toml")})
+    return sorted({file.parent.name for folder in folders() for file in folder.glob(f"*/{FILE}")})
 
 
-def find(name: str) -> Path:
-    """Return the file of a recipe given by name or by path. Raises `UsageError` listing the known names."""
-    if name.endswith(".toml"):
-        path = Path(name)
-        if path.is_file():
-            return path
-        raise UsageError("there is no such recipe file", where=path)
-    for folder in folders():
-        if (folder / f"{name}.toml").is_file():
-            return folder / f"{name}.toml"
-    raise UsageError(f"there is no recipe {name!r}", fix=f"choose one of: {', '.join(names())}; or give a .toml file")
+def forms(name: str) -> list[str]:
+    """Return the names of a recipe's other forms, sorted: the files beside its recipe.toml.
+
+    >>> forms("melanoma")
+    ['melanoma/ce', 'melanoma/ci', 'melanoma/focal', 'melanoma/metadata']
+    """
+    return sorted(called(file) for file in find(name).parent.glob("*.toml") if file.name != FILE)
+
+
+def called(file: Path) -> str:
+    """Return what the recipe in a file is called: after its folder, after folder and form, or after the file itself.
+
+    >>> called(find("melanoma")), called(find("melanoma/ci")), called(Path("elsewhere/mine.toml"))
+    ('melanoma', 'melanoma/ci', 'mine')
+    """
+    folder = file.absolute().parent
+    if file.name == FILE:
+        return folder.name
+    return f"{folder.name}/{file.stem}" if (folder / FILE).is_file() else file.stem
+
+
+def find(name: str, beside: Path | None = None) -> Path:
+    """Return the file of a recipe: by name (chexpert), name and form (chexpert/ci), .toml file, or folder.
+
+    A folder is one with a recipe.toml. What lies in the folder `beside` comes first. Raises `UsageError` with the
+    nearest of the known names.
+    """
+    is_file = name.endswith(".toml")
+    places = [*([beside] if beside else []), *([] if is_file else folders()), Path()]
+    for path in (place / name for place in places):
+        for file in (path,) if is_file else (path / FILE, Path(f"{path}.toml")):
+            if file.is_file():
+                return file
+    if is_file:
+        raise UsageError("there is no such recipe file", where=name)
+    known = names()
+    near = difflib.get_close_matches(name, [*known, *(form for one in known for form in forms(one))], n=1, cutoff=0.5)
+    guess = f"did you mean {near[0]}? " if near else ""
+    raise UsageError(
+        f"there is no recipe {name!r}",
+        fix=f"{guess}choose one of: {', '.join(known)}; or give a .toml file, or a folder with a {FILE}",
+    )
 
 
 def load(name: str) -> Layer:
     """Read a recipe, what it `extends` underneath, as the lowest layer of settings."""
-    return Layer(f"recipe {Path(name).stem}", _read(find(name), seen=()))
+    file = find(name)
+    return Layer(f"recipe {called(file)}", _read(file, seen=()))
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve()
     if path in seen:
-        raise UsageError(f"recipes extend one another in a circle: {' → '.join(p.stem for p in (*seen, path))}")
+        raise UsageError(f"recipes extend one another in a circle: {' → '.join(called(p) for p in (*seen, path))}")
     values = read_toml(path)
     base = values.pop("extends", None)
     if base is None:
         return values
-    beside = path.parent / f"{base}.toml"
-    return merge(_read(beside if beside.is_file() else find(base), (*seen, path)), values)
+    if not isinstance(base, str):
+        raise UsageError(f"extends takes the name of a recipe, got {base!r}", where=path)
+    return merge(_read(find(base, path.parent), (*seen, path)), values)

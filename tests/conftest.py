@@ -29,17 +29,24 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def make_toy() -> Callable[..., Path]:
-    """Returns `make(path, scans=240, size=32, seed=0, positives=0.3, blank=0.0)`: a dataset that is easy to learn.
+    """Returns `make(path, scans=240, size=32, seed=0, positives=0.3, blank=0.0, folds=None)`: easy to learn.
 
     A scan of noise has a bright square on the left for Edema and on the right for Fracture; 3 scans a patient, the
-    last quarter of the patients in `valid`; `blank` is the share of missing labels.
+    last quarter of the patients in `valid`, or with `folds` fold 0; `blank` is the share of missing labels.
     """
 
     def make(
-        path: Path, scans: int = 240, size: int = 32, seed: int = 0, positives: float = 0.3, blank: float = 0.0
+        path: Path,
+        scans: int = 240,
+        size: int = 32,
+        seed: int = 0,
+        positives: float = 0.3,
+        blank: float = 0.0,
+        folds: int | None = None,
     ) -> Path:
         import polars as pl
 
+        from damcli.data import parts
         from damcli.data.images import Contract
         from damcli.data.labels import Policy
         from damcli.data.sources import Source
@@ -65,7 +72,10 @@ def make_toy() -> Callable[..., Path]:
             }
         ).with_columns(pl.Series(f"label:{name}", labels[:, k]).fill_nan(None) for k, name in enumerate(findings))
         policies = {name: Policy(uncertain="ignore", blank="missing") for name in findings}
+        if folds:
+            table = table.with_columns(pl.lit(None, pl.String).alias("split"))
         source = Source("toy", path.parent, table, findings, policies, [])
+        source = parts.assign(source, None, folds, seed) if folds else source
 
         def decode(paths):
             for number, _ in enumerate(paths):

@@ -5,19 +5,25 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from damcli import __version__, files
-from damcli.bundle import card, container, graph, runtime
+from damcli.bundle import card, container, graph, mixing, runtime
 from damcli.bundle.graph import Member, all_findings, common_contract
-from damcli.bundle.schema import MemberInfo, ModelInfo, Parity, check_findings
+from damcli.bundle.mixing import Mixed
+from damcli.bundle.schema import MemberInfo, MemberMetadata, ModelInfo, Parity, check_findings, side_by_side
+from damcli.data import augment
 from damcli.deepauc.network import Classifier
 from damcli.errors import DataError, GateError, UsageError
 from damcli.metrics import auroc
 
-__all__ = ["Member", "all_findings", "common_contract", "compare", "export"]
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["Member", "Mixed", "all_findings", "common_contract", "compare", "export"]
 
 # Scores are in [0, 1]; what was seen between PyTorch and ONNX Runtime on the CPU is below 1e-5.
 TOLERANCE = 1e-4
@@ -26,11 +32,18 @@ MAX_WEIGHTS = 1_800_000_000
 BATCH = 16
 
 
-def export(members: Sequence[Member], path: Path, images: np.ndarray, truth: np.ndarray | None = None) -> Parity:
+def export(
+    members: Sequence[Member],
+    path: Path,
+    images: np.ndarray,
+    truth: np.ndarray | None = None,
+    metadata: pl.DataFrame | None = None,
+) -> Parity:
     """Write the members as one model to `path`, its card beside it, and return how it compares with PyTorch.
 
     `images` are real scans, uint8 (N, S, S) or (N, S, S, 3) at the size of `common_contract`; `truth` their labels,
-    (N, findings) of 0, 1 or NaN in the order of `all_findings`. Raises `GateError` where a score differs from
+    (N, findings) of 0, 1 or NaN in the order of `all_findings`; `metadata` a table with a row per scan, for members
+    that take it (without one all of it is missing). Raises `GateError` where a score differs from
     PyTorch's by more than 1e-4 (nothing is written then), `UsageError` for members that do not fit together or are
     larger than one ONNX file can be, `DataError` for findings that cannot be columns.
     """
@@ -38,6 +51,7 @@ def export(members: Sequence[Member], path: Path, images: np.ndarray, truth: np.
     findings = all_findings(members)
     for member in members:
         check_findings(member.findings)
+    mixing.check([member.metadata for member in members if member.metadata])
     weights = sum(t.numel() * t.element_size() for m in members for t in m.network.state_dict().values())
     if weights > MAX_WEIGHTS:
         raise UsageError(
@@ -46,7 +60,7 @@ def export(members: Sequence[Member], path: Path, images: np.ndarray, truth: np.
         )
     images = images.reshape(len(images), contract.size, contract.size, contract.channels)
     model = graph.assemble(members)
-    parity = compare(members, model.SerializeToString(), images, truth)
+    parity = compare(members, model.SerializeToString(), images, truth, metadata)
     info = ModelInfo(
         damcli=__version__,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -54,7 +68,12 @@ def export(members: Sequence[Member], path: Path, images: np.ndarray, truth: np.
         contract=contract,
         members=tuple(
             MemberInfo(
-                backbone=m.network.backbone_name, findings=tuple(m.findings), size=m.contract.size, **m.provenance
+                backbone=m.network.backbone_name,
+                findings=tuple(m.findings),
+                size=m.contract.size,
+                views=1 if m.views is None else 1 + len(m.views),
+                metadata=m.metadata and MemberMetadata(encoding=m.metadata.encoding, weight=m.metadata.weight),
+                **m.provenance,
             )
             for m in members
         ),
@@ -67,15 +86,27 @@ def export(members: Sequence[Member], path: Path, images: np.ndarray, truth: np.
     return parity
 
 
-def compare(members: Sequence[Member], model: bytes, images: np.ndarray, truth: np.ndarray | None) -> Parity:
+def compare(
+    members: Sequence[Member],
+    model: bytes,
+    images: np.ndarray,
+    truth: np.ndarray | None,
+    metadata: pl.DataFrame | None = None,
+) -> Parity:
     """Score the scans by PyTorch and by ONNX Runtime on the CPU. Raises `GateError` above the tolerance."""
     if not len(images):
         raise DataError("there are no scans to compare PyTorch and ONNX Runtime on")
     findings = all_findings(members)
-    expected = np.concatenate(list(_by_torch(members, images)))
+    expected = np.concatenate(list(_by_torch(members, images, metadata)))
     session, _, _ = runtime.start(model, "cpu", None)
-    batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-    got = np.concatenate([runtime.run(session, batch, len(findings)) for batch in batches])
+    encoding = side_by_side([member.metadata.encoding for member in members if member.metadata])
+    rows = None if encoding is None else mixing.rows(encoding, len(images), metadata)
+    got = np.concatenate(
+        [
+            runtime.run(session, images[part], len(findings), None if rows is None else rows[part])
+            for part in _batches(len(images))
+        ]
+    )
     worst = np.abs(got - expected).max(0)
     # A comparison with NaN is false, so that NaN does not pass.
     if not (worst <= TOLERANCE).all():
@@ -98,17 +129,29 @@ def compare(members: Sequence[Member], model: bytes, images: np.ndarray, truth: 
     )
 
 
-def _by_torch(members: Sequence[Member], images: np.ndarray) -> Iterator[np.ndarray]:
+def _batches(scans: int) -> list[slice]:
+    return [slice(start, start + BATCH) for start in range(0, scans, BATCH)]
+
+
+def _by_torch(members: Sequence[Member], images: np.ndarray, metadata: pl.DataFrame | None) -> Iterator[np.ndarray]:
     """Yield the ensemble's scores by the path that training takes; resizing by OpenCV, not by our matrices."""
     findings = all_findings(members)
-    for start in range(0, len(images), BATCH):
-        batch = images[start : start + BATCH]
+    for part in _batches(len(images)):
+        batch = images[part]
         sums, voters = np.zeros((len(batch), len(findings))), np.zeros(len(findings))
         for member in members:
             columns = [findings.index(finding) for finding in member.findings]
+            pixels = _resized(batch, member.contract.size)
             with torch.no_grad():
-                logits = member.network(_resized(batch, member.contract.size))
-            sums[:, columns] += torch.sigmoid(logits).double().numpy()
+                scores = torch.stack(
+                    [member.network(seen).sigmoid().double() for seen in augment.seen(pixels, member.views)]
+                )
+            mean = scores.mean(0)
+            if own := member.metadata:
+                rows = torch.from_numpy(mixing.rows(own.encoding, len(images), metadata)[part])
+                with torch.no_grad():
+                    mean = (1 - own.weight) * mean + own.weight * own.network(rows).sigmoid().double()
+            sums[:, columns] += mean.numpy()
             voters[columns] += 1
         yield sums / voters
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from damcli.bundle.schema import INPUT, OUTPUT, ModelInfo
+from damcli.bundle.schema import INPUT, METADATA, OUTPUT, ModelInfo
 
 
 def text(info: ModelInfo, name: str) -> str:
@@ -11,10 +11,24 @@ def text(info: ModelInfo, name: str) -> str:
     kind = "grey" if contract.channels == 1 else "colour"
     shift = "no finding had both classes" if parity.auroc_difference is None else f"{parity.auroc_difference:.2g}"
     members = "\n".join(
-        f"| {m.run} | {m.recipe} | {m.backbone} | {m.size} | {m.loss} | {m.seed} | {', '.join(m.findings)} "
+        f"| {m.run} | {m.recipe} | {m.backbone} | {m.size} | {m.views} | {m.loss} | {m.seed} | {', '.join(m.findings)} "
         f"| {_short(m.dataset)} | {_short(m.weights_sha256)} | {_short(m.started_from)} |"
         for m in info.members
     )
+    views = ""
+    if any(m.views > 1 for m in info.members):
+        views = """- So is test-time augmentation: a member's score is the mean over its views (see Members).
+  These are the scan as it is and others drawn at export, the same for every scan: turned, shifted, scaled, sheared or
+  flipped as in the member's training.
+"""
+    metadata = ""
+    if encoding := info.encoding:
+        names = ", ".join(dict.fromkeys(encoding.names))
+        weights = ", ".join(f"{m.metadata.weight:g} in {m.run}" for m in info.members if m.metadata)
+        metadata = f"""- `{METADATA}`: float32 (N, {encoding.width}), {names}: numbers standardised, text one-hot, with
+  places for what is missing or was never met in training. How, the model's own metadata say; `damcli predict` does it
+  (`--metadata CSV`). A member's score is that of the images mixed with that of the metadata, whose weight is {weights}.
+"""
     return f"""# {name}
 
 Scores medical images for {len(info.findings)} finding(s): {", ".join(info.findings)}.
@@ -25,13 +39,14 @@ Made by damcli {info.damcli} on {info.created}, by Deep AUC Maximization or a lo
 ## Input and output
 - `{INPUT}`: uint8 (N, {contract.size}, {contract.size}, {contract.channels}), any N; {kind} scans decoded by contract
   version {contract.version} (fit: {contract.fit}), which `damcli predict` does: other decoding gives other scores.
+{metadata}\
 - `{OUTPUT}`: float32 (N, {len(info.findings)}), one column per finding in the order above, in [0, 1]. With several
   members a finding's score is the mean over the members that have it.
 - Scaling, grey to three channels, normalisation and each member's resizing are inside the file.
-
+{views}
 ## Members
-| run | recipe | backbone | size | loss | seed | findings | dataset | weights | started from |
-|---|---|---|---|---|---|---|---|---|---|
+| run | recipe | backbone | size | views | loss | seed | findings | dataset | weights | started from |
+|---|---|---|---|---|---|---|---|---|---|---|
 {members}
 
 (dataset: start of its fingerprint; weights: start of the SHA-256 of the checkpoint; started from: that of the file of

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from damcli.bundle.schema import INPUT, OUTPUT, SCHEMA_VERSION, ModelInfo, check_findings
+from damcli.bundle.schema import INPUT, METADATA, OUTPUT, SCHEMA_VERSION, ModelInfo, check_findings
 from damcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -116,9 +116,11 @@ def _verify(model: onnx.ModelProto, info: ModelInfo) -> None:
         if any(uses_external_data(tensor) for tensor in tensors):
             raise DataError("the model refers to data outside its file")
     contract = info.contract
-    images = (INPUT, onnx.TensorProto.UINT8, [contract.size, contract.size, contract.channels])
+    inputs = [(INPUT, onnx.TensorProto.UINT8, [contract.size, contract.size, contract.channels])]
+    if info.encoding:
+        inputs.append((METADATA, onnx.TensorProto.FLOAT, [info.encoding.width]))
     scores = (OUTPUT, onnx.TensorProto.FLOAT, [len(info.findings)])
-    if [_port(p) for p in model.graph.input] != [images] or [_port(p) for p in model.graph.output] != [scores]:
+    if [_port(p) for p in model.graph.input] != inputs or [_port(p) for p in model.graph.output] != [scores]:
         raise DataError("the model's inputs or outputs are not what its metadata say")
 
 

@@ -3,7 +3,9 @@
 `images` uint8 (N, H, W, C) → [0, 1] → per member: area resizing as two constant matrices where its size differs, the
 network (grey to 3 channels and normalisation are its own), sigmoid → per finding the mean over the members that have
 it → `scores` float32 (N, findings). Members are exported one by one and joined under prefixes, so that memory stays
-that of one export and each can be told apart in the file.
+that of one export and each can be told apart in the file. Views for test-time augmentation are scored one after the
+other, by a Scan over their maps: the network is in the file once, and memory stays that of one view.
+A member's metadata network (`mixing`) takes its part of a second input, `metadata` float32 (N, D).
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from damcli import __version__
-from damcli.bundle.schema import INPUT, OUTPUT
+from damcli.bundle import mixing
+from damcli.bundle.mixing import Mixed
+from damcli.bundle.schema import INPUT, METADATA, OUTPUT
 from damcli.data.images import Contract
 from damcli.deepauc.network import Classifier
 from damcli.errors import UsageError
@@ -33,13 +37,17 @@ OPSET = 20
 class Member:
     """One network of a model: its findings in the order of its outputs, the scans it was trained on, its origin.
 
-    `provenance` holds run, recipe, loss, seed, dataset (fingerprint) and weights_sha256, as in `MemberInfo`.
+    `provenance` holds run, recipe, loss, seed, dataset (fingerprint) and weights_sha256, as in `MemberInfo`. `views`
+    are the maps, float32 (V, 2, 3), through which a scan is also seen (`data.augment.move`): its score is then the
+    mean over it as it is and the V views. `metadata` is the network whose score is mixed with that, if there is one.
     """
 
     network: Classifier
     findings: Sequence[str]
     contract: Contract
     provenance: Mapping[str, Any]
+    views: torch.Tensor | None = None
+    metadata: Mixed | None = None
 
 
 def common_contract(contracts: Sequence[Contract]) -> Contract:
@@ -88,12 +96,13 @@ def assemble(members: Sequence[Member]) -> onnx.ModelProto:
         helper.make_node("Div", ["float", "white"], ["unit"]),
         helper.make_node("Transpose", ["unit"], ["pixels"], perm=[0, 3, 1, 2]),
     ]
-    initializers, votes = [], np.zeros((0, len(findings)), np.float32)
+    initializers, outputs, votes = [], [], np.zeros((0, len(findings)), np.float32)
+    width = 0  # of the metadata
     for number, member in enumerate(members):
         prefix = f"member{number}."
         part = _network(member)
         onnx.compose.add_prefix_graph(part, prefix, inplace=True)
-        target = part.input[0].name
+        target = part.input[0].name if member.views is None else prefix + "view.scan"
         if member.contract.size < size:
             matrix = area_matrix(size, member.contract.size)
             constants |= {prefix + "rows": matrix, prefix + "columns": np.ascontiguousarray(matrix.T)}
@@ -101,11 +110,22 @@ def assemble(members: Sequence[Member]) -> onnx.ModelProto:
             nodes.append(helper.make_node("MatMul", [prefix + "lower", prefix + "columns"], [target]))
         else:
             nodes.append(helper.make_node("Identity", ["pixels"], [target]))
-        nodes += part.node
-        initializers += part.initializer
+        if member.views is None:
+            nodes += part.node
+            initializers += part.initializer
+            outputs.append(part.output[0].name)
+        else:
+            over_views, numbers = _over_views(part, member, prefix + "view.")
+            nodes += over_views
+            constants |= numbers
+            outputs.append(prefix + "view.mean")
+        if member.metadata:
+            mixed, numbers, outputs[-1] = mixing.nodes(member.metadata, outputs[-1], width, prefix + "metadata.")
+            nodes += mixed
+            constants |= numbers
+            width += member.metadata.encoding.width
         has = np.array([[a == b for b in findings] for a in member.findings], np.float32)
         votes = np.concatenate([votes, has])
-    outputs = [f"member{number}.scores" for number in range(len(members))]
     constants |= {"votes": votes, "voters": votes.sum(0)}
     nodes += [
         helper.make_node("Concat", outputs, ["all"], axis=1),
@@ -113,10 +133,13 @@ def assemble(members: Sequence[Member]) -> onnx.ModelProto:
         helper.make_node("Div", ["sums", "voters"], [OUTPUT]),
     ]
     initializers += [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    inputs = [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["N", size, size, channels])]
+    if width:
+        inputs.append(helper.make_tensor_value_info(METADATA, TensorProto.FLOAT, ["N", width]))
     graph = helper.make_graph(
         nodes,
         "damcli",
-        [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["N", size, size, channels])],
+        inputs,
         [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["N", len(findings)])],
         initializers,
     )
@@ -129,6 +152,49 @@ def assemble(members: Sequence[Member]) -> onnx.ModelProto:
     )
     onnx.checker.check_model(model)
     return model
+
+
+def _over_views(
+    part: onnx.GraphProto, member: Member, prefix: str
+) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+    """Return nodes from `scan` (N, C, S, S) to `mean` (N, K), a network's scores over all views, and their constants.
+
+    Names are under `prefix`.
+    """
+    assert member.views is not None
+    size, channels = member.contract.size, member.contract.channels
+    constants = {
+        "maps": torch.cat([torch.eye(2, 3)[None], member.views]).numpy(),
+        "one": np.array([1, 1, size, size]),
+        "flat": np.array([1, -1, size, size]),
+        "apart": np.array([-1, channels, size, size]),
+        "first": np.array([0]),
+    }
+
+    def node(kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> onnx.NodeProto:
+        return helper.make_node(kind, [prefix + name for name in inputs], [prefix + output], **attributes)
+
+    body = helper.make_graph(
+        [
+            node("Unsqueeze", ["map", "first"], "map1"),
+            node("AffineGrid", ["map1", "one"], "places", align_corners=0),
+            node("GridSample", ["plane", "places"], "moved", mode="linear", padding_mode="zeros", align_corners=0),
+            node("Reshape", ["moved", "apart"], "pixels"),
+            helper.make_node("Identity", [prefix + "pixels"], [part.input[0].name]),
+            *part.node,
+        ],
+        prefix + "body",
+        [helper.make_tensor_value_info(prefix + "map", TensorProto.FLOAT, [2, 3])],
+        [helper.make_tensor_value_info(part.output[0].name, TensorProto.FLOAT, ["N", len(member.findings)])],
+        part.initializer,
+    )
+    nodes = [
+        # The batch as the channels of one image: a view's places are then computed once, not scan by scan.
+        node("Reshape", ["scan", "flat"], "plane"),
+        node("Scan", ["maps"], "scores", body=body, num_scan_inputs=1),
+        node("ReduceMean", ["scores", "first"], "mean", keepdims=0),
+    ]
+    return nodes, {prefix + name: value for name, value in constants.items()}
 
 
 class _Scores(torch.nn.Module):

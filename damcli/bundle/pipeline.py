@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -20,9 +20,19 @@ BATCH = 8
 
 
 def predict(
-    model: Model, scans: Iterable[tuple[str, Path]], *, workers: int, batch: int = BATCH, streams: int = 1
+    model: Model,
+    scans: Iterable[tuple[str, Path]],
+    *,
+    workers: int,
+    batch: int = BATCH,
+    streams: int = 1,
+    metadata: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[Row]:
-    """Yield a row for every scan, in order: `workers` processes decode while `streams` threads score batches."""
+    """Yield a row for every scan, in order: `workers` processes decode while `streams` threads score batches.
+
+    `metadata` holds, by the scan's name, its row (width,) of `model.info.encoding`; of a scan without one all is
+    missing.
+    """
     names: deque[str] = deque()
 
     def files() -> Iterator[Path]:
@@ -34,7 +44,7 @@ def predict(
     decoder = cast(Generator[Decoded, None, None], decode(files(), model.info.contract, workers))
     with closing(decoder) as decoded, ThreadPoolExecutor(streams) as pool:
         for group in _groups(((names.popleft(), scan) for scan in decoded), batch):
-            pending.append(pool.submit(_score, model, group))
+            pending.append(pool.submit(_score, model, group, metadata))
             # One batch waits for each stream, so that none is idle while the next ones are collected.
             if len(pending) > 2 * streams:
                 yield from pending.popleft().result()
@@ -56,9 +66,13 @@ def _groups(decoded: Iterable[tuple[str, Decoded]], batch: int) -> Iterator[list
         yield group
 
 
-def _score(model: Model, group: list[tuple[str, Decoded]]) -> list[Row]:
+def _score(model: Model, group: list[tuple[str, Decoded]], metadata: Mapping[str, np.ndarray] | None) -> list[Row]:
     images = [scan.pixels for _, scan in group if scan.pixels is not None]
-    scores = iter(model.score(np.stack(images)) if images else [])
+    rows = None
+    if images and metadata is not None and (encoding := model.info.encoding) is not None:
+        nothing = encoding.nothing
+        rows = np.stack([metadata.get(name, nothing) for name, scan in group if scan.pixels is not None])
+    scores = iter(model.score(np.stack(images), rows) if images else [])
     rows = []
     for name, scan in group:
         if scan.pixels is None:

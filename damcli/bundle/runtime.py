@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from damcli.bundle import container
-from damcli.bundle.schema import INPUT, OUTPUT, MemberInfo, ModelInfo, Parity
+from damcli.bundle.schema import INPUT, METADATA, OUTPUT, MemberInfo, ModelInfo, Parity
 from damcli.errors import DataError, MachineError
 
 if TYPE_CHECKING:
@@ -53,17 +53,38 @@ class Model:
             raise MachineError(f"a GPU is required: {note}", fix="see damcli info doctor, or leave out --require-gpu")
         return cls(info, provider, note, fell_back, session)
 
-    def score(self, images: np.ndarray) -> np.ndarray:
+    def score(self, images: np.ndarray, metadata: np.ndarray | None = None) -> np.ndarray:
         """Score scans: uint8 (N, size, size, channels), or (N, size, size) where channels is 1, to float32 (N, K).
 
-        Scores are in [0, 1], columns in the order of `info.findings`. Safe to call from several threads at once.
+        `metadata` are the scans' rows by `info.encoding`, float32 (N, width), for a model that takes them; without
+        them all is missing. Scores are in [0, 1], columns in the order of `info.findings`. Safe to call from several
+        threads at once.
         """
         contract = self.info.contract
         shape = (contract.size, contract.size, contract.channels)
         shapes = (shape, shape[:2]) if contract.channels == 1 else (shape,)
         if images.dtype != np.uint8 or images.shape[1:] not in shapes:
             raise ValueError(f"images must be uint8 (N, {shape}), got {images.dtype} {images.shape}")
-        return run(self.session, images.reshape(len(images), *shape), len(self.info.findings))
+        return run(
+            self.session,
+            images.reshape(len(images), *shape),
+            len(self.info.findings),
+            self._rows(len(images), metadata),
+        )
+
+    def _rows(self, scans: int, metadata: np.ndarray | None) -> np.ndarray | None:
+        encoding = self.info.encoding
+        if encoding is None:
+            if metadata is not None:
+                raise ValueError("this model takes no metadata")
+            return None
+        if metadata is None:
+            return np.repeat(encoding.nothing[None], scans, axis=0)
+        if metadata.dtype != np.float32 or metadata.shape != (scans, encoding.width):
+            raise ValueError(
+                f"metadata must be float32 {(scans, encoding.width)}, got {metadata.dtype} {metadata.shape}"
+            )
+        return metadata
 
 
 def read_info(path: Path) -> ModelInfo:
@@ -71,12 +92,19 @@ def read_info(path: Path) -> ModelInfo:
     return container.read(path)[1]
 
 
-def run(session: onnxruntime.InferenceSession, images: np.ndarray, findings: int) -> np.ndarray:
-    """Run a session on uint8 (N, H, W, C) to float32 (N, findings), with inputs and outputs bound to the device."""
+def run(
+    session: onnxruntime.InferenceSession, images: np.ndarray, findings: int, metadata: np.ndarray | None = None
+) -> np.ndarray:
+    """Run a session on uint8 (N, H, W, C), and float32 (N, D) where it takes metadata, to float32 (N, findings).
+
+    Inputs and outputs are bound to the device.
+    """
     if not len(images):
         return np.empty((0, findings), np.float32)
     binding = session.io_binding()
     binding.bind_cpu_input(INPUT, np.ascontiguousarray(images))
+    if metadata is not None:
+        binding.bind_cpu_input(METADATA, np.ascontiguousarray(metadata))
     binding.bind_output(OUTPUT, "cpu")
     session.run_with_iobinding(binding)
     return np.asarray(binding.copy_outputs_to_cpu()[0])

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from pydantic import Field
 
 from damcli.config import Strict
 from damcli.data.images import Contract
+from damcli.data.metadata import Encoding
 from damcli.errors import DataError
 
 SCHEMA_VERSION = 1
-INPUT, OUTPUT = "images", "scores"
+INPUT, METADATA, OUTPUT = "images", "metadata", "scores"
 # Columns of the table of scores that are no finding.
 RESERVED_COLUMNS = ("path", "status", "error")
+
+
+class MemberMetadata(Strict):
+    """A member's network on metadata: what it takes, and the weight of its score beside that of the images'."""
+
+    encoding: Encoding
+    weight: float = Field(gt=0, lt=1)
 
 
 class MemberInfo(Strict):
@@ -29,6 +38,8 @@ class MemberInfo(Strict):
     started_from: str | None = Field(default=None, description="SHA-256 of the weights that training began with")
     findings: tuple[str, ...]
     size: int
+    metadata: MemberMetadata | None = None
+    views: int = Field(default=1, description="of a scan, its score being their mean: test-time augmentation")
 
 
 class Parity(Strict):
@@ -50,6 +61,17 @@ class ModelInfo(Strict):
     contract: Contract
     members: tuple[MemberInfo, ...]
     parity: Parity
+
+    @property
+    def encoding(self) -> Encoding | None:
+        """What the input `metadata` holds: the members' encodings side by side; None where no member has one."""
+        return side_by_side([member.metadata.encoding for member in self.members if member.metadata])
+
+
+def side_by_side(encodings: Sequence[Encoding]) -> Encoding | None:
+    """Return the encoding of all columns of several, one behind the other; None for none."""
+    columns = tuple(chain.from_iterable(encoding.columns for encoding in encodings))
+    return Encoding(columns=columns) if columns else None
 
 
 def check_findings(findings: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from damcli import console, files, project
-from damcli.commands import options
+from damcli.commands import options, outoffold, views
 from damcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from damcli.data.images import Contract
+    from damcli.data.metadata import Encoding
     from damcli.data.scores import ScanTable
     from damcli.data.store import Dataset
     from damcli.report.evaluation import Evaluation, Selection, Truth
@@ -27,29 +28,52 @@ TABLES = (".csv", ".tsv", ".parquet")
 MODEL_BATCH = 32
 
 
-def evaluate(subject: Path, against: Path, split: str | None = None, device: str = "auto") -> Evaluation:
+def evaluate(
+    subject: Path, against: Path, split: str | None = None, device: str = "auto", tta: int | None = None
+) -> Evaluation:
     """Compare the scores of a run, a model or a table with the certain labels of a dataset's split, or of a table.
 
-    `split` is `valid` unless said otherwise; on its own dataset a run also has the split `tune`. Scores in tables are
-    joined to scans by their path. Writes nothing. Raises `UsageError` for what is not there, `DataError` for what does
-    not fit together.
+    `split` is `valid` unless said otherwise; on its own dataset a run also has the split `tune`, and one that fold k
+    was held out of has `fold-k`, which is then what it is evaluated on; folds trained together are, out of fold, on
+    all of them. Scores in tables are joined to scans by their path. With `tta` a run's score is the mean over so many
+    views of a scan (`training.scoring.views`). Writes nothing. Raises `UsageError` for what is not there, `DataError`
+    for what does not fit together.
     """
-    kind = check(subject, against, split)
+    kind = check(subject, against, split, tta)
     if not against.is_dir():
         return _table_on_labels(subject, against)
-    return {"run": _run, "model": _model, "scores": _table}[kind](subject, against, split or SPLIT, device)
+    if kind == "folds":
+        return outoffold.evaluation(subject, against)
+    split = split or default_split(kind, subject, against)
+    if kind == "run":
+        return _run(subject, against, split, device, tta)
+    return {"model": _model, "scores": _table}[kind](subject, against, split, device)
 
 
-def check(subject: Path, against: Path, split: str | None) -> str:
+def default_split(kind: str, subject: Path, against: Path) -> str:
+    """Return what a subject of this kind is evaluated on unless said otherwise."""
+    if kind == "folds":
+        return outoffold.SPLIT
+    if kind == "run" and is_own(subject, against):
+        from damcli.training.checkpoint import read_run
+
+        return outoffold.split_of(read_run(subject)) or SPLIT
+    return SPLIT
+
+
+def check(subject: Path, against: Path, split: str | None, tta: int | None = None) -> str:
     """Return the subject's kind (`kind_of`). Raises `UsageError` where it cannot be evaluated on `against`."""
     kind = kind_of(subject)
     if not against.exists():
         raise UsageError("there is no such dataset or table of labels", where=against, fix="name a DATASET or a .csv")
+    if kind == "folds":
+        outoffold.check(subject, split)
+    views.check(tta, kind)
     if against.is_dir():
         return kind
     if kind != "scores":
         raise UsageError(
-            f"a {kind} needs images to score, and a table of labels has none",
+            f"a {'run' if kind == 'folds' else kind} needs images to score, and a table of labels has none",
             where=against,
             fix="name a DATASET; or score the scans first (damcli predict) and evaluate these scores",
         )
@@ -59,12 +83,12 @@ def check(subject: Path, against: Path, split: str | None) -> str:
 
 
 def kind_of(subject: Path) -> str:
-    """Return what a path is evaluated as: `run`, `model` or `scores`. Raises `UsageError` for anything else."""
+    """Return what a path is evaluated as: `run`, `folds`, `model` or `scores`. Raises `UsageError` for others."""
     if subject.is_dir():
         if (subject / "dataset.json").is_file():
             fix = f"name a run, a model or scores first: damcli evaluate RUN {subject}"
             raise UsageError("this is a dataset, to evaluate on", where=subject, fix=fix)
-        return "run"
+        return "folds" if (subject / "members.json").is_file() else "run"
     if not subject.exists():
         raise UsageError("there is no such run, model or table of scores", where=subject)
     if subject.suffix == ".onnx":
@@ -97,26 +121,35 @@ def save(evaluation: Evaluation, folder: Path) -> None:
     files.write_json(folder / "metrics.json", evaluation.document())
 
 
-def _run(run: Path, against: Path, split: str, device: str) -> Evaluation:
+def _run(run: Path, against: Path, split: str, device: str, tta: int | None) -> Evaluation:
     import torch
 
     from damcli.data.store import Dataset
     from damcli.report.evaluation import Evaluation, Truth
-    from damcli.training import checkpoint, launch, scoring
+    from damcli.training import checkpoint, launch, metadata, scoring
 
     info = checkpoint.read_run(run)
     dataset = Dataset.open(against)
     own = dataset.info.fingerprint == info.facts.fingerprint
-    rows = _rows(dataset, split, info.tune_ids if own else None)
+    if own and split == outoffold.split_of(info):
+        rows = outoffold.rows(info, dataset)
+    else:
+        rows = _rows(dataset, split, info.tune_ids if own else None)
     truth = Truth.of_dataset(dataset, split, rows)
     _same_contract(info.contract, dataset, run)
     findings, remarks = _shared(info.findings, truth, run)
+    remarks += views.remark([tta])
+    maps = None if tta is None else scoring.views(info.recipe, tta, run)
     place = torch.device(launch.accelerator(device))
     network, _ = checkpoint.load_network(run, "best")
-    batches = scoring.score(network.to(place), dataset, rows, device=place)
+    batches = scoring.score(network.to(place), dataset, rows, device=place, views=maps)
     scores = _gather((scored for _, scored in batches), scoring.batches_of(len(rows)))
+    if own_metadata := metadata.load(run, info.recipe):
+        scores = own_metadata.mixed(scores, dataset, rows)
+        remarks += _metadata_remarks(own_metadata.encoding, dataset)
     columns = [info.findings.index(finding) for finding in findings]
-    selection = _selection("run", own, split)
+    folded = own and info.facts.fold is not None
+    selection = outoffold.selection(info, dataset, rows) if folded else _selection("run", own, split)
     return Evaluation("run", run, truth.part(findings), scores[:, columns], selection, remarks=remarks)
 
 
@@ -133,16 +166,28 @@ def _model(path: Path, against: Path, split: str, device: str) -> Evaluation:
         console.warn(f"scoring on the CPU: {model.provider_note}")
     _same_contract(model.info.contract, dataset, path)
     findings, remarks = _shared(model.info.findings, truth, path)
+    remarks += views.remark(member.views for member in model.info.members)
     pieces = [rows[start : start + MODEL_BATCH] for start in range(0, len(rows), MODEL_BATCH)]
-    scores = _gather((model.score(dataset.read(piece)) for piece in pieces), len(pieces))
+    encoding = model.info.encoding
+    table = encoding and encoding.encode(dataset.manifest, against)
+    remarks += _metadata_remarks(encoding, dataset) if encoding else ()
+    batches = (model.score(dataset.read(piece), None if table is None else table[piece]) for piece in pieces)
+    scores = _gather(batches, len(pieces))
     columns = [model.info.findings.index(finding) for finding in findings]
     own = {member.dataset == dataset.info.fingerprint for member in model.info.members}
     if own == {True, False} and split != "train":
         note = "some of the model's members were trained on other datasets; whether they share patients is not known"
         selection = Selection(None, note)
     else:
-        selection = _selection("model", True in own, split)
+        selection = outoffold.of_model(dataset, rows, _selection("model", True in own, split))
     return Evaluation("model", path, truth.part(findings), scores[:, columns], selection, remarks=remarks)
+
+
+def _metadata_remarks(encoding: Encoding, dataset: Dataset) -> tuple[str, ...]:
+    names = list(dict.fromkeys(encoding.names))
+    absent = [name for name in names if name not in dataset.manifest.columns]
+    missing = (f"the dataset has no {', '.join(absent)}: it counted as missing for all scans",) if absent else ()
+    return (f"the scores are those of the images mixed with those of {', '.join(names)}", *missing)
 
 
 def _table(path: Path, against: Path, split: str, device: str) -> Evaluation:
@@ -249,8 +294,13 @@ def _selection(kind: str, own: bool, split: str) -> Selection:
 
 
 def _default_dataset(subject: Path) -> Path:
+    from damcli.training import group
     from damcli.training.checkpoint import read_run
 
+    if kind_of(subject) == "folds":
+        dataset = group.read(subject).dataset
+        console.note(f"took the dataset {dataset}, which the members were trained on")
+        return dataset
     if kind_of(subject) == "run":
         dataset = read_run(subject).dataset
         if is_own(subject, dataset):
@@ -263,11 +313,14 @@ def _default_dataset(subject: Path) -> Path:
     return newest
 
 
-def _default_folder(kind: str, subject: Path, against: Path, split: str) -> Path:
+def _default_folder(kind: str, subject: Path, against: Path, split: str, tta: int | None) -> Path:
+    if kind == "folds":
+        return subject / f"evaluation-{split}"
     if kind != "run":
         return Path("evaluation")
-    # Figures on another dataset do not take the place of those on the run's own.
-    return subject / (f"evaluation-{split}" if is_own(subject, against) else f"evaluation-{against.name}-{split}")
+    # Figures on another dataset, or over several views, do not take the place of the run's own.
+    dataset = "" if is_own(subject, against) else f"{against.name}-"
+    return subject / (f"evaluation-{dataset}{split}" + ("" if tta is None else f"-tta{tta}"))
 
 
 def command(
@@ -282,8 +335,10 @@ def command(
         ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option("--split", help="Of the dataset; for a run also tune. [default: valid]")
+        str | None,
+        typer.Option("--split", help="Of the dataset; of a run also tune. [default: valid, or the fold held out]"),
     ] = None,
+    tta: views.Number = None,
     output: options.Output = None,
     device: options.Device = "auto",
     json: options.Json = False,
@@ -292,8 +347,9 @@ def command(
 ) -> None:
     """AUROC per finding, with 95 % intervals, and ROC curves.
 
-    Writes metrics.json, roc.png and the scores into RUN/evaluation-SPLIT, else into ./evaluation. Tables of scores
-    (csv, parquet) and of labels (csv) are joined by their column `path`, other columns by name.
+    Writes metrics.json, roc.png and the scores into RUN/evaluation-SPLIT (with --tta N: SPLIT-ttaN), else into
+    ./evaluation. Tables of scores (csv, parquet) and of labels (csv) are joined by their column `path`, other columns
+    by name.
 
     Example: damcli evaluate runs/aucm data/chexpert --split valid
     """
@@ -303,25 +359,28 @@ def command(
         subject = project.newest_run()
         console.note(f"took the run {subject}, the newest")
     against = against or _default_dataset(subject)
-    kind = check(subject, against, split)
-    folder = output or _default_folder(kind, subject, against, split or SPLIT)
+    kind = check(subject, against, split, tta)
+    shown = split or default_split(kind, subject, against)
+    folder = output or _default_folder(kind, subject, against, shown, tta)
     existed = folder.exists()
     try:
         with files.only_writer(folder):
-            evaluation = evaluate(subject, against, split, device)
+            evaluation = evaluate(subject, against, split, device, tta)
             save(evaluation, folder)
     except BaseException:
         if not existed:
             with suppress(OSError):
                 folder.rmdir()
         raise
-    _show(evaluation)
+    show(evaluation)
     console.note(f"wrote {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
-    then = {"run": f"damcli export {subject}", "model": f"damcli predict SCANS --model {subject}"}
+    onwards = dict.fromkeys(("run", "folds"), f"damcli export {subject}")
+    then = {**onwards, "model": f"damcli predict SCANS --model {subject}"}
     console.next_step(then.get(kind, "damcli info runs"))
 
 
-def _show(evaluation: Evaluation) -> None:
+def show(evaluation: Evaluation) -> None:
+    """Show the figures and what a reader of them has to know."""
     from damcli.report import tables
 
     if console.state.json:

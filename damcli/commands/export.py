@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from damcli import console, project
-from damcli.commands import options
+from damcli.commands import options, views
 from damcli.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
+    import polars as pl
 
     from damcli.bundle.build import Member
     from damcli.data.store import Dataset
@@ -24,10 +25,10 @@ PARITY_SCANS = 64
 PARITY_SPLITS = ("valid", "test", "train")
 
 
-def load_member(run: Path) -> tuple[Member, RunInfo]:
-    """Return the best network of a run as a member of a model, and the run."""
-    from damcli.bundle.build import Member
-    from damcli.training import checkpoint
+def load_member(run: Path, tta: int | None = None) -> tuple[Member, RunInfo]:
+    """Return the best network of a run as a member of a model, with `tta` views of each scan, and the run."""
+    from damcli.bundle.build import Member, Mixed
+    from damcli.training import checkpoint, metadata, scoring
 
     network, info = checkpoint.load_network(run)
     provenance = {
@@ -39,11 +40,15 @@ def load_member(run: Path) -> tuple[Member, RunInfo]:
         "weights_sha256": checkpoint.weights_sha256(run),
         "started_from": info.facts.weights_sha256,
     }
-    return Member(network, info.findings, info.contract, provenance), info
+    maps = None if tta is None else scoring.views(info.recipe, tta, run)
+    own = metadata.load(run, info.recipe)
+    mixed = own and Mixed(own.network, own.encoding, own.weight)
+    return Member(network, info.findings, info.contract, provenance, views=maps, metadata=mixed), info
 
 
-def parity_scans(dataset: Dataset, findings: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return up to 64 scans spread evenly over a split, uint8 (N, S, S[, 3]), and their truth (N, findings)."""
+def parity_scans(dataset: Dataset, findings: Sequence[str]) -> tuple[np.ndarray, np.ndarray, pl.DataFrame]:
+    """Return up to 64 scans spread evenly over a split, uint8 (N, S, S[, 3]), their truth (N, findings), and what the
+    manifest has of them."""
     import numpy as np
 
     [split, *_] = [name for name in (*PARITY_SPLITS, *dataset.info.splits) if dataset.info.splits.get(name)]
@@ -51,7 +56,8 @@ def parity_scans(dataset: Dataset, findings: Sequence[str]) -> tuple[np.ndarray,
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, PARITY_SCANS).astype(int))]
     known = dict(zip(dataset.info.findings, dataset.truth(rows).T, strict=True))
     unknown = np.full(len(rows), np.nan)
-    return dataset.read(rows), np.column_stack([known.get(finding, unknown) for finding in findings])
+    truth = np.column_stack([known.get(finding, unknown) for finding in findings])
+    return dataset.read(rows), truth, dataset.manifest[rows]
 
 
 def _dataset(given: Path | None, members: Sequence[Member], runs: Sequence[RunInfo]) -> Dataset:
@@ -92,6 +98,7 @@ def command(
     dataset: Annotated[
         Path | None, typer.Option(help="Scans to compare with PyTorch on. [default: the run's dataset]")
     ] = None,
+    tta: views.Number = None,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -99,33 +106,43 @@ def command(
 ) -> None:
     """Package a run, or several as an ensemble, as one ONNX file with the preprocessing inside.
 
+    Of folds and ensembles trained together the folder is enough.
+
     The scores are compared with PyTorch's on real scans first; if one differs by more than 1e-4 nothing is written
     (exit code 6). A card for people, NAME.onnx.md, is written beside the model.
+
+    With --tta N the views are put into the file, so that damcli predict and other programs score them all.
 
     Example: damcli export runs/seed0 runs/seed1 -o models/cxr.onnx
     """
     options.apply(quiet, verbose, json)
-    taken = runs or [project.newest_run()]
+    named = runs or [project.newest_run()]
 
     from damcli.bundle import build
+    from damcli.training import group
 
-    loaded = [load_member(run) for run in taken]
+    # Of runs that were trained together, those that are the result.
+    taken = [member for run in named for member in (group.results(run) if group.are_in(run) else [run])]
+
+    loaded = [load_member(run, tta) for run in taken]
     console.note(f"runs: {', '.join(map(str, taken))}")
     members, infos = [member for member, _ in loaded], [info for _, info in loaded]
-    path = _output(output, taken, infos)
+    path = _output(output, named, infos)
     findings = build.all_findings(members)
     scans = _dataset(dataset, members, infos)
-    images, truth = parity_scans(scans, findings)
+    images, truth, table = parity_scans(scans, findings)
     console.note(f"comparing with PyTorch on {len(images)} scans of {scans.path}")
     if dry_run:
         console.note(f"would write {path} with {len(members)} network(s) for {', '.join(findings)}")
         return
-    parity = build.export(members, path, images, truth)
+    parity = build.export(members, path, images, truth, table)
     shift = "n/a" if parity.auroc_difference is None else f"{parity.auroc_difference:.2g}"
     console.note(
         f"parity: scores differ from PyTorch's by at most {parity.max_difference:.2g}"
         f" (allowed: {parity.tolerance:g}), AUROC by at most {shift}"
     )
+    for remark in views.remark([tta]):
+        console.note(remark)
     console.note(f"{len(members)} network(s), {path.stat().st_size / 1e6:.1f} MB, findings: {', '.join(findings)}")
     console.result(str(path))
     if json:

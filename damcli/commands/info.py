@@ -13,9 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from damcli import __version__, console, recipes
-from damcli.commands import options
+from damcli.commands import leaderboard, options
 from damcli.errors import DamcliError
-from damcli.files import read_json
 
 app = typer.Typer(help="The machine, the models and recipes at hand, the runs.", rich_markup_mode=None)
 
@@ -98,17 +97,25 @@ def models(quiet: options.Quiet = False, as_json: options.Json = False) -> None:
     Example: damcli info models
     """
     options.apply(quiet=quiet, json=as_json)
-    known = [
-        {"recipe": name, "description": recipes.load(name).values.get("description", "")} for name in recipes.names()
-    ]
+    known = [_recipe(name) for name in recipes.names()]
     exported = [_model(path) for path in sorted(Path("models").glob("*.onnx"))]
     if as_json:
         console.emit_json({"recipes": known, "models": exported})
-    console.table("Recipes", ["recipe", "what it is"], [[row["recipe"], row["description"]] for row in known])
+    lines = [[row["recipe"], ", ".join(row["forms"]), row["description"]] for row in known]
+    console.table("Recipes", ["recipe", "other forms", "what it is"], lines)
     columns = ["model", "findings", "size", "members", "problem"]
     rows = [[str(row.get(column, "")) for column in columns] for row in exported]
     console.table("Models under models/", columns, rows or [["none", "", "", "", ""]])
     console.next_step("damcli train --recipe NAME")
+
+
+def _recipe(name: str) -> dict[str, Any]:
+    return {
+        "recipe": name,
+        "forms": [form.removeprefix(f"{name}/") for form in recipes.forms(name)],
+        "description": recipes.load(name).values.get("description", ""),
+        "card": str(recipes.find(name).with_name("README.md")),
+    }
 
 
 def _model(path: Path) -> dict[str, Any]:
@@ -132,49 +139,28 @@ def runs(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """A leaderboard of runs: how each was trained, and its evaluated AUROC with interval.
+    """A leaderboard of runs: how each was trained, its evaluated AUROC with interval, and what is not finished.
 
     Example: damcli info runs
     """
     options.apply(quiet=quiet, json=as_json)
-    found = [row for path in sorted(folder.glob("*/config.toml")) for row in _run(path.parent)]
-    found.sort(key=lambda row: (row.get("dataset", ""), row.get("split", ""), -(row.get("auroc") or -1)))
+    found = leaderboard.rows(folder)
     if as_json:
         console.emit_json({"runs": found})
     columns = ["run", "loss", "backbone", "dataset", "split", "mean AUROC", "95 % interval", "remark"]
-    console.table(f"Runs under {folder}", columns, [_leader(row) for row in found])
+    drawn = [line for row in found for line in _leaders(row)]
+    console.table(f"Runs under {folder}", columns, drawn)
     if not found:
         console.note(f"there are no runs under {folder}")
     console.next_step("damcli evaluate RUN" if found else "damcli train DATASET")
 
 
-def _run(run: Path) -> Iterator[dict[str, Any]]:
-    """Yield a row for each evaluation that lies in a run, or one that says there is none."""
-    from damcli.training.checkpoint import read_run
-
-    row: dict[str, Any] = {"run": str(run)}
-    try:
-        info = read_run(run)
-        row |= {"loss": info.loss, "backbone": info.recipe.backbone, "dataset": info.dataset.name}
-        evaluations = sorted(run.glob("evaluation-*/metrics.json"))
-        for path in evaluations:
-            document = read_json(path, "evaluation")
-            mean, truth = document["mean"]["auroc"], document["truth"]
-            remark = "used for selection" if document["selection"]["used"] else mean["why"] or ""
-            place = {"dataset": Path(truth["path"]).name, "split": truth["split"]}
-            yield row | place | {"auroc": mean["value"], "low": mean["low"], "high": mean["high"], "remark": remark}
-        if not evaluations:
-            yield row | {"remark": f"not evaluated yet: damcli evaluate {run}"}
-    except DamcliError as problem:
-        yield row | {"remark": problem.what}
-
-
-def _leader(row: dict[str, Any]) -> list[str]:
-    from damcli.metrics import Estimate
-    from damcli.report import tables
-
-    known = [str(row.get(column, "")) for column in ("run", "loss", "backbone", "dataset", "split")]
-    if row.get("auroc") is None:
-        return [*known, "", "", row["remark"]]
-    mean = Estimate(row["auroc"], row["low"], row["high"])
-    return [*known, tables.figure(mean), tables.interval(mean), row["remark"]]
+def _leaders(row: leaderboard.Row, indent: str = "") -> Iterator[list[str]]:
+    """Yield the line of a run, and below it, set in, those of its members."""
+    name = f"{indent}{Path(row['run']).name}" if indent else row["run"]
+    figures = ["", ""]
+    if row.get("auroc") is not None:
+        figures = [f"{row['auroc']:.3f}", "" if row["low"] is None else f"{row['low']:.3f}–{row['high']:.3f}"]
+    yield [name, *(row.get(column, "") for column in ("loss", "backbone", "dataset", "split")), *figures, row["remark"]]
+    for member in row.get("members", ()):
+        yield from _leaders(member, indent + "  ")

@@ -16,7 +16,11 @@ from damcli.commands import options
 from damcli.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from damcli.bundle.schema import ModelInfo
     from damcli.bundle.table import Row
+    from damcli.data.metadata import Encoding
 
 FORMATS = ("csv", "json", "jsonl", "parquet")
 # More sessions than this at a time would only take memory.
@@ -88,12 +92,57 @@ def _output(output: Path | None, form: str | None) -> tuple[Path | None, str]:
     return target, form
 
 
+def _metadata(info: ModelInfo, table: Path | None, scans: Iterator[tuple[str, Path]]) -> dict[str, np.ndarray] | None:
+    """Return the encoded metadata of the scans that have a row in `table`, by name; None where there is no table.
+
+    Raises `UsageError` where the model takes none, or the table lacks a column; `DataError` as `ScanTable.read` and
+    `joining.rows_of` do.
+    """
+    from damcli.data import joining, labels
+    from damcli.data.scores import ScanTable
+
+    if info.encoding is None:
+        if table is not None:
+            raise UsageError("this model takes no metadata", where="--metadata", fix="leave it out")
+        return None
+    names = list(dict.fromkeys(info.encoding.names))
+    if table is None:
+        console.warn(f"the model also takes {', '.join(names)}: without --metadata all of it counts as missing")
+        return None
+    rows = ScanTable.read(table)
+    spelled = labels.choose(names, rows.frame.columns, "column", table)
+    values = info.encoding.encode(
+        rows.frame.select(rows.frame[own].alias(name) for own, name in zip(spelled, names, strict=True)), table
+    )
+    joined = joining.rows_of(scans, rows.ids, table)
+    if unused := len(values) - len(joined):
+        console.note(f"{unused} rows of {table} belong to none of these files")
+    return {name: values[row] for name, row in joined.items()}
+
+
+def _doubts(encoding: Encoding, metadata: dict[str, np.ndarray], scored: Sequence[str]) -> Iterator[str]:
+    """Yield, in words, what was not known of the scans that were scored."""
+    import numpy as np
+
+    known = [metadata[name] for name in scored if name in metadata]
+    if without := len(scored) - len(known):
+        yield f"{without} scans have no row of metadata: all of it counted as missing"
+    for column, missing, unseen in encoding.doubts(np.stack(known)) if known else ():
+        if missing:
+            yield f"{missing} scans have no {column}"
+        if unseen:
+            yield f"{unseen} scans have a {column} that the model never met in training"
+
+
 def command(
     scans: Annotated[list[Path], typer.Argument(help="Folders (with all below them) or files.", metavar="SCANS")],
     model: Annotated[
         Path | None, typer.Option("--model", help="NAME.onnx [default: $DAMCLI_MODEL, or the newest in models/]")
     ] = None,
     export: Annotated[str | None, typer.Option("--export", help="csv, json, jsonl or parquet. [default: csv]")] = None,
+    metadata: Annotated[
+        Path | None, typer.Option(help="CSV of what the model takes beside images: `path` and its columns.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="[default: scores.csv; -: stdout]")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode. [default: all cores]")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Scans scored at a time.")] = 8,
@@ -110,6 +159,9 @@ def command(
     Reads DICOM, JPEG, PNG and TIFF, told apart by content. Files that are no image are "skipped"; images that cannot
     be scored are "failed", and the exit code is then 4.
 
+    A model with a metadata network takes --metadata: a row belongs to the scan whose path it names or ends in, never
+    by position. What is blank, or a scan without a row, counts as missing, and is said.
+
     Example: damcli predict scans/ --model models/cxr.onnx --export csv -o scores.csv
     """
     options.apply(quiet, verbose, json)
@@ -119,6 +171,8 @@ def command(
         raise UsageError("--json and -o - both want stdout", fix="leave out one of them")
     if require_gpu and device == "cpu":
         raise UsageError("--require-gpu and --device cpu contradict each other", fix="leave out one of them")
+    if metadata is not None and target is not None and target.resolve() == metadata.resolve():
+        raise UsageError("the scores would take the place of the metadata", where=target, fix="name another with -o")
     _check(scans)
     total = sum(1 for _ in _found(scans, target))
     if not total:
@@ -138,12 +192,14 @@ def command(
         streams = 1
     if opened.fell_back:
         console.warn(f"scoring on the CPU: {opened.provider_note} (see damcli info doctor)")
+    known = _metadata(opened.info, metadata, _found(scans, target))
     if dry_run:
         console.note(f"would score {total} files on {opened.provider} and write {target or 'to stdout'}")
         return
 
     counts: Counter[str] = Counter()
     remarks: Counter[str] = Counter()
+    scored: list[str] = []
     start = time.monotonic()
 
     def counted() -> Iterator[Row]:
@@ -153,10 +209,13 @@ def command(
             workers=cores() if workers is None else workers,
             batch=batch,
             streams=streams,
+            metadata=known,
         )
         for row in console.track(rows, total, "predict"):
             counts[row.status] += 1
             remarks[row.remark] += bool(row.remark)
+            if known is not None and row.status == "ok":
+                scored.append(row.path)
             yield row
 
     write(target, form, opened.info.findings, counted())
@@ -168,6 +227,9 @@ def command(
     )
     for remark, number in (+remarks).most_common():
         console.warn(f"{number} scans: {remark}")
+    if known is not None and opened.info.encoding is not None:
+        for doubt in _doubts(opened.info.encoding, known, scored):
+            console.warn(doubt)
     if target is not None:
         console.result(str(target))
         console.next_step(f"damcli evaluate {target} LABELS.csv")

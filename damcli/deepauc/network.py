@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from damcli.deepauc import resnet20  # noqa: F401  (makes its name known to timm)
 from damcli.errors import DataError, MachineError, UsageError
 
+PREFIX = "backbone."  # of the backbone's weights in a classifier
 SHOWN = 5  # of the keys that do not fit
 ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
 GATES = {nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.MultiheadAttention, Sigmoid, HardSigmoid}  # of attention
@@ -26,11 +27,12 @@ class Classifier(nn.Module):
 
     `backbone` is a timm model's name, or `resnet20_cifar`. `in_chans` is 3 or 1: into three channels a grey image
     goes three times. `activation` (timm's name for it, such as `elu`) takes the place of all of the backbone's own, in
-    this network alone; the gates of its attention stay. `weights` is a file of timm weights (`.safetensors`, or a
-    state dict in `.pth`, `.pt`, `.bin`; never unpickled beyond tensors); its classifier is ignored, and a first layer
-    for colour is summed up for grey. `pretrained` lets timm download weights. With neither, the weights are random by
-    torch's global generator. The normalisation is that of timm's configuration of the backbone (its mean over the
-    channels where there is one), held in the buffers `mean` and `std` of shape (in_chans, 1, 1).
+    this network alone; the gates of its attention stay. `weights` is a file of timm weights, or of a
+    classifier's own (`.safetensors`, or a state dict in `.pth`, `.pt`, `.bin`; never unpickled beyond tensors); its
+    last layer is ignored, and a first layer for colour is summed up for grey. `pretrained` lets timm download weights.
+    With neither, the weights are random by torch's global generator. The normalisation is that of timm's configuration
+    of the backbone (its mean over the channels where there is one), held in the buffers `mean` and `std` of shape
+    (in_chans, 1, 1).
 
     Raises `UsageError` for an unknown backbone or activation, a backbone that cannot take it, or a file that is
     missing or of another type, `DataError` for one that is broken or does not fit, `MachineError` where timm cannot
@@ -56,7 +58,8 @@ class Classifier(nn.Module):
             raise ValueError(f"in_chans must be 1 or 3, got {in_chans}")
         if weights is not None and pretrained:
             raise UsageError("weights come from a file or from timm, not from both", fix="drop one of the two")
-        self.backbone_name, self.num_findings, self.in_chans = backbone, num_findings, in_chans
+        self.backbone_name, self.num_findings = backbone, num_findings
+        self.in_chans, self.activation = in_chans, activation
         self.backbone = _create(backbone, num_findings, pretrained, in_chans, activation)
         self.classifier_name = _classifier_name(self.backbone, backbone)
         config = self.backbone.pretrained_cfg
@@ -68,7 +71,9 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, K) for float images in [0, 1], grey (N, 1, H, W), or colour for three channels."""
-        logits: Tensor = self.backbone((images.expand(-1, self.in_chans, -1, -1) - self.mean) / self.std)
+        scale = 1 / self.std
+        # (x - mean) / std and grey to three channels, in one pass over the pixels.
+        logits: Tensor = self.backbone(torch.addcmul(-self.mean * scale, images, scale))
         return logits
 
     @staticmethod
@@ -79,7 +84,7 @@ class Classifier(nn.Module):
         torch.Size([2, 1, 4, 4])
         """
         channels_first = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
-        return channels_first.to(torch.float32) / 255
+        return torch.div(channels_first, 255)
 
     def reset_classifier(self, seed: int) -> None:
         """Draw the last layer anew, from a generator of its own: weights ± 1/√inputs, biases 0.
@@ -96,10 +101,24 @@ class Classifier(nn.Module):
             if isinstance(bias, Tensor):
                 bias.zero_()
 
+    def with_findings(self, num_findings: int) -> Classifier:
+        """Return a network of the same weights on the same device for another number of findings.
+
+        Its last layer is random, by torch's global generator: see `reset_classifier`.
+        """
+        twin = Classifier(self.backbone_name, num_findings, in_chans=self.in_chans, activation=self.activation)
+        head = f"backbone.{self.classifier_name}."
+        kept = {key: value for key, value in self.state_dict().items() if not key.startswith(head)}
+        twin.load_state_dict(kept, strict=False)
+        return twin.to(self.mean.device)
+
     def _load(self, path: Path) -> None:
         own = self.backbone.state_dict()
         head = self.classifier_name + "."
-        given = {key: value for key, value in _read(path).items() if not key.startswith(head)}
+        read = _read(path)
+        if PREFIX + head + "weight" in read:  # the weights of a run of ours
+            read = {key.removeprefix(PREFIX): value for key, value in read.items() if key.startswith(PREFIX)}
+        given = {key: value for key, value in read.items() if not key.startswith(head)}
         first = f"{self.backbone.pretrained_cfg.get('first_conv')}.weight"
         if self.in_chans == 1 and first in given and given[first].ndim == 4:
             given[first] = adapt_input_conv(1, given[first])

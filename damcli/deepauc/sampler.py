@@ -35,7 +35,11 @@ class Sampler:
 
     def batches(self, epoch: int) -> list[Rows]:
         """Return this rank's part of the epoch's batches, int64 row numbers: the same for the same seed and epoch."""
-        return [batch[self.rank :: self.ranks] for batch in self._batches(epoch)]
+        return [batch[self.rank :: self.ranks] for batch in self.whole_batches(epoch)]
+
+    def whole_batches(self, epoch: int) -> list[Rows]:
+        """Return the epoch's batches with all ranks' parts."""
+        return self._batches(epoch)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the batches that are left of the current epoch, and then stand at the start of the next one."""

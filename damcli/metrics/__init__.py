@@ -12,6 +12,7 @@ from damcli.metrics.delong import (
     estimate,
     mean_auroc,
 )
+from damcli.metrics.folds import within_folds
 
 __all__ = [
     "Comparison",
@@ -26,4 +27,5 @@ __all__ = [
     "estimate",
     "mean_auroc",
     "roc_curve",
+    "within_folds",
 ]

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from damcli.errors import DataError
 from damcli.files import replacing
 from damcli.metrics import Estimate, RocCurve
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ("-", "--", ":", "-.")
 DPI = 150
+COLUMNS = 3  # panels beside one another
+BINS = np.linspace(0, 1, 21)
+SADDLE = {"a": "a", "b": "b", "alpha": "α"}
+Values = npt.NDArray[np.floating[Any]]
 LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9}
 
 
@@ -60,59 +67,161 @@ def roc(panels: Mapping[str, Sequence[RocLine]], path: Path) -> None:
 
 
 def curves(metrics_jsonl: Path, path: Path) -> None:
-    """Draw a run's training loss and its AUROCs on the tune part, epoch by epoch, into the PNG `path`.
+    """Draw a run's course into the PNG `path`: its loss, its AUROCs on the tune part, and AUC-M's a, b and α.
 
-    Reads the records of `metrics.jsonl` whose `event` is `epoch`: `stage`, `epoch`, `loss`, `tune_auroc` (by finding,
-    null where undefined) and `mean_tune_auroc`. Of an epoch that was trained twice, after a resume, the last counts.
-    Raises `DataError` if the file is missing or damaged, or no epoch is complete yet.
+    Reads the records of `metrics.jsonl` (`training.observation`) whose `event` is `epoch` or `step`; null is a gap. Of
+    what was trained twice, after a resume, the last counts. Raises `DataError` if the file is missing or damaged, or no
+    epoch is complete yet.
     """
+    course = _course(metrics_jsonl)
+    saddles = _saddles(course)
+    rows = -(-len(saddles) // COLUMNS)
+    with figure_at(path, (12.0, 4.2 + 2.6 * rows)) as figure:
+        parts = figure.subfigures(2 if rows else 1, 1, height_ratios=[4.2, 2.6 * rows] if rows else None, squeeze=False)
+        losses, aurocs = parts[0, 0].subplots(1, 2)
+        _losses(losses, course)
+        _aurocs(aurocs, course)
+        for number, (title, lines) in enumerate(saddles.items(), 1):
+            axes = parts[1, 0].add_subplot(rows, COLUMNS, number)
+            for line, (name, (steps, values)) in enumerate(lines.items()):
+                axes.plot(steps, values, label=name, **{**_style(line), "linestyle": DASHES[line % len(DASHES)]})
+            axes.set_title(title, fontsize=10)
+            axes.set(xlabel="step", ylabel="a, b, α")
+            axes.legend(loc="best", **LEGEND)
+
+
+def _losses(axes: Axes, course: _Course) -> None:
+    """Draw every step's loss thin and every epoch's mean bold, a colour for each stage: their losses differ."""
+    stages = list(dict.fromkeys(stage for stage, _ in course.epochs))
+    for number, stage in enumerate(stages):
+        style = _style(number)
+        at = [n for n, (of, _) in enumerate(course.epochs, 1) if of == stage]
+        steps = [(n, course.steps[key]) for n, key in enumerate(course.epochs, 1) if key[0] == stage]
+        x = [n - 1 + (k + 1) / len(each) for n, each in steps for k in range(len(each))]
+        y = [record["loss"] for _, each in steps for record in each]
+        axes.plot(x, _gaps(y), color=style["color"], linewidth=0.6, alpha=0.45)
+        means = _gaps([epoch["loss"] for (of, _), epoch in course.epochs.items() if of == stage])
+        axes.plot(at, means, label=f"stage {stage}", marker="o", markersize=3.5, **style)
+    axes.set(title="training loss: each step, and each epoch's mean", xlabel="epoch", ylabel="loss")
+    _epoch_axis(axes, course)
+
+
+def _aurocs(axes: Axes, course: _Course) -> None:
+    epochs = list(course.epochs.values())
+    findings = list(dict.fromkeys(finding for epoch in epochs for finding in epoch["tune_auroc"]))
+    at = range(1, len(epochs) + 1)
+    for number, finding in enumerate(findings):
+        values = _gaps([epoch["tune_auroc"].get(finding) for epoch in epochs])
+        undefined = " (n/a)" if all(value != value for value in values) else ""
+        axes.plot(at, values, label=finding + undefined, marker="o", markersize=3.5, **_style(number))
+    if len(findings) > 1:
+        means = _gaps([epoch["mean_tune_auroc"] for epoch in epochs])
+        axes.plot(at, means, label="mean", marker="o", markersize=3.5, color="0.35", linewidth=2.6)
+    axes.set(title="AUROC on the tune part", xlabel="epoch", ylabel="AUROC", ylim=(None, 1.005))
+    _epoch_axis(axes, course)
+
+
+def _epoch_axis(axes: Axes, course: _Course) -> None:
+    """Count whole epochs, and draw a line where one stage ends and the next begins."""
     from matplotlib.ticker import MaxNLocator
 
-    epochs = _epochs(metrics_jsonl)
-    stages = list(dict.fromkeys(epoch["stage"] for epoch in epochs))
-    findings = list(dict.fromkeys(finding for epoch in epochs for finding in epoch["tune_auroc"]))
-    with figure_at(path, (12.0, 4.2)) as figure:
-        losses, aurocs = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
-        for number, stage in enumerate(stages):
-            shown = [None if epoch["stage"] != stage else epoch["loss"] for epoch in epochs]
-            _line(losses, shown, f"stage {stage}", **_style(number))
-        for number, finding in enumerate(findings):
-            _line(aurocs, [epoch["tune_auroc"].get(finding) for epoch in epochs], finding, **_style(number))
-        _line(aurocs, [epoch["mean_tune_auroc"] for epoch in epochs], "mean", color="0.35", linewidth=2.6)
-        losses.set(title="training loss", xlabel="epoch", ylabel="loss")
-        aurocs.set(title="AUROC on the tune part", xlabel="epoch", ylabel="AUROC", ylim=(None, 1.005))
-        for axes in (losses, aurocs):
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            for number in range(1, len(epochs)):
-                if epochs[number]["stage"] != epochs[number - 1]["stage"]:
-                    axes.axvline(number + 0.5, color="0.6", linewidth=0.8)
-            axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), **LEGEND)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    stages = [stage for stage, _ in course.epochs]
+    for number in range(1, len(stages)):
+        if stages[number] != stages[number - 1]:
+            axes.axvline(number, color="0.6", linewidth=0.8)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), **LEGEND)
 
 
-def _epochs(metrics_jsonl: Path) -> list[dict[str, Any]]:
+def _saddles(course: _Course) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
+    """Return a, b and α by stage and finding: the steps of the stage, and the values there."""
+    found: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
+    for key, epoch in course.epochs.items():
+        for record in course.steps[key]:
+            for name in (name for name in SADDLE if name in record):
+                for finding, value in zip(epoch["tune_auroc"], record[name], strict=True):
+                    lines = found.setdefault(f"stage {key[0]}: {finding}", {})
+                    steps, values = lines.setdefault(SADDLE[name], ([], []))
+                    steps.append(record["step"])
+                    values += _gaps([value])
+    return found
+
+
+@dataclass(frozen=True)
+class _Course:
+    """The records of epochs by (stage, epoch), in order, and those of the steps of each."""
+
+    epochs: dict[tuple[int, int], dict[str, Any]]
+    steps: dict[tuple[int, int], list[dict[str, Any]]]
+
+
+def _course(metrics_jsonl: Path) -> _Course:
     try:
         lines = metrics_jsonl.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
         raise DataError("this run has no metrics.jsonl", where=metrics_jsonl.parent) from error
     epochs: dict[tuple[int, int], dict[str, Any]] = {}
+    steps: dict[tuple[int, int], dict[int, dict[str, Any]]] = {}
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            if record["event"] == "epoch":
+            if record["event"] == "step":
+                wanted = {"step", "loss", *(SADDLE.keys() & record.keys())}
+                here = steps.setdefault((record["stage"], record["epoch"]), {})
+                here[record["step"]] = {name: record[name] for name in wanted}
+            elif record["event"] == "epoch":
                 key = (record["stage"], record["epoch"])
                 epochs.pop(key, None)
-                epochs[key] = {name: record[name] for name in ("stage", "loss", "tune_auroc", "mean_tune_auroc")}
+                epochs[key] = {name: record[name] for name in ("loss", "tune_auroc", "mean_tune_auroc")}
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise DataError(f"line {number} is no record of a run", where=metrics_jsonl) from error
     if not epochs:
         raise DataError("no epoch of this run is complete yet", where=metrics_jsonl)
-    return list(epochs.values())
+    course = _Course(epochs, {key: [made for _, made in sorted(steps.get(key, {}).items())] for key in epochs})
+    for key, epoch in epochs.items():
+        if any(
+            len(made[name]) != len(epoch["tune_auroc"])
+            for made in course.steps[key]
+            for name in SADDLE.keys() & made.keys()
+        ):
+            raise DataError("its steps and epochs are of different findings", where=metrics_jsonl)
+    return course
 
 
-def _line(axes: Axes, values: Sequence[float | None], label: str, **style: Any) -> None:
-    """Draw values by epoch, counted from 1, with a gap where there is none."""
-    gaps = [float("nan") if value is None else value for value in values]
-    axes.plot(range(1, len(values) + 1), gaps, label=label, marker="o", markersize=3.5, **style)
+def _gaps(values: Sequence[float | None]) -> list[float]:
+    """Return the values with NaN, which is not drawn, where there is none."""
+    return [float("nan") if value is None else value for value in values]
+
+
+def histogram(panels: Mapping[str, tuple[Values, Values]], path: Path) -> None:
+    """Draw how the scores of positives and of negatives are spread, a panel for each finding, into the PNG `path`.
+
+    `panels` holds targets (n,) of 1, 0 and NaN = unknown, which is left out, and scores (n,) in [0, 1] by finding. Both
+    classes have the area 1, so that few positives show as well as many negatives (the paper's Figure 4).
+    """
+    rows = -(-len(panels) // COLUMNS)
+    with figure_at(path, (4.2 * min(COLUMNS, len(panels)), 3.2 * rows)) as figure:
+        for number, (finding, (targets, scores)) in enumerate(panels.items(), 1):
+            axes = figure.add_subplot(rows, min(COLUMNS, len(panels)), number)
+            for name, value, colour, filled in (("negatives", 0, COLOURS[0], 0.45), ("positives", 1, COLOURS[1], 0.0)):
+                chosen = scores[targets == value]
+                label = f"{len(chosen):,} {name}" if len(chosen) else f"no {name}"
+                style: dict[str, Any] = {"edgecolor": colour, "facecolor": (colour, filled), "linewidth": 1.6}
+                axes.stairs(spread(chosen), BINS, fill=True, label=label, **style)
+            axes.set_title(finding, fontsize=11)
+            top = 1.35 * max(spread(scores[targets == value]).max() for value in (0, 1))  # room for the legend
+            axes.set(xlabel="score", ylabel="density", xlim=(0, 1), ylim=(0, top or 1))
+            axes.legend(loc="upper center", **LEGEND)
+
+
+def spread(scores: Values) -> Values:
+    """Return the density of scores (n,) in [0, 1] over the histogram's bins: of area 1, or 0 where there are none.
+
+    >>> spread(np.array([0.01, 0.02, 0.99, 1.0]))[[0, 1, -1]].round(6).tolist()
+    [10.0, 0.0, 10.0]
+    """
+    counts, _ = np.histogram(scores, BINS)
+    return counts / max(counts.sum(), 1) / np.diff(BINS)
 
 
 def _style(number: int) -> dict[str, Any]:

@@ -1,10 +1,15 @@
-"""Checkpoints: safetensors and JSON in `checkpoints/{last,best}/`, hashed, replaced as a whole, never pickled."""
+"""Checkpoints: safetensors and JSON in `checkpoints/{last,previous,best}/`, hashed, replaced whole, never pickled.
+
+`previous` is the last one but one: a run whose `last` was damaged goes on from there.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,19 +24,22 @@ from damcli.training.folder import RunInfo, read_run
 if TYPE_CHECKING:
     from damcli.deepauc.network import Classifier
 
-__all__ = ["Progress", "load_network", "load_state", "load_weights", "read_progress", "read_run", "restore", "save"]
+__all__ = ["Progress", "latest", "load_network", "load_state", "load_weights", "read_run", "restore", "save"]
 
-SCHEMA_VERSION = 2  # 2: PESG keeps its pull in place of the reference; what a stage has seen of each finding
+SCHEMA_VERSION = 3  # 3: what a run went on with (`made_on`), and the figure that the best epoch was chosen by
 MODEL, TRAINING, STATE = "model.safetensors", "training.safetensors", "state.json"
 MEND = "take it from a backup, or train again"
-Which = Literal["last", "best"]
+Which = Literal["last", "previous", "best"]
 
 
 class Best(Strict):
-    """The epoch (counted from 1) of the last stage that did best on the tune part; None where that is undefined."""
+    """The epoch (counted from 1) of the last stage that did best on the tune part, and the AUROC that says so.
+
+    None where that is undefined.
+    """
 
     epoch: int
-    mean_auroc: float | None
+    auroc: float | None
 
 
 class Progress(Strict):
@@ -39,6 +47,7 @@ class Progress(Strict):
 
     Per finding: `seen` counts the positives of the epoch so far, `risen` says whether α has left 0 in the stage.
     `metrics_bytes` is the size of the metrics up to here: what is written after it, a resumed run writes again.
+    `skipped` counts the steps of the stage that fp16 could not make.
     """
 
     stage: int = 0
@@ -50,6 +59,7 @@ class Progress(Strict):
     risen: tuple[bool, ...] = ()
     best: Best | None = None
     metrics_bytes: int = 0
+    skipped: int = 0
 
     def __str__(self) -> str:
         return f"stage {self.stage} after {self.epoch} epochs and {self.step} steps"
@@ -59,16 +69,23 @@ class _State(Strict):
     schema_version: int
     sha256: dict[str, str]
     progress: Progress
+    made_on: dict[str, str]
     training: dict[str, Any]
 
 
 def save(
-    run: Path, which: Which, progress: Progress, weights: Mapping[str, torch.Tensor], training: Mapping[str, Any]
+    run: Path,
+    which: Literal["last", "best"],
+    progress: Progress,
+    weights: Mapping[str, torch.Tensor],
+    training: Mapping[str, Any],
+    made_on: Mapping[str, str] | None = None,
 ) -> None:
     """Replace a checkpoint: `weights` is the network's state dict, `training` nested dicts and lists of tensors,
-    numbers and text (states of the optimizer and the loss).
+    numbers and text (states of the optimizer and the loss), `made_on` what the figures may depend on besides.
 
-    Raises `DataError` for weights that are not finite: a broken network never takes the place of a sound one.
+    What was `last` before is kept as `previous`. Raises `DataError` for weights that are not finite: a broken network
+    never takes the place of a sound one.
     """
     from safetensors.torch import save as as_bytes
 
@@ -80,7 +97,8 @@ def save(
         )
     tensors: dict[str, torch.Tensor] = {}
     skeleton = _pack(training, "", tensors)
-    with files.replacing_folder(run / "checkpoints" / which) as folder:
+    previous = run / "checkpoints" / "previous" if which == "last" else None
+    with files.replacing_folder(run / "checkpoints" / which, previous) as folder:
         for name, content in ((MODEL, weights), (TRAINING, tensors)):
             # In memory first: then it is the operating system, not safetensors, that says when the disk is full.
             data = as_bytes({key: value.detach().cpu().contiguous() for key, value in content.items()})
@@ -90,9 +108,56 @@ def save(
             "schema_version": SCHEMA_VERSION,
             "sha256": hashes,
             "progress": progress.model_dump(mode="json"),
+            "made_on": dict(made_on or {}),
             "training": skeleton,
         }
         files.write_json(folder / STATE, {**state, "seal": _seal(state)})
+
+
+@dataclass(frozen=True)
+class Latest:
+    """The newest checkpoint that is whole: which one, how far it is, what it was made on.
+
+    `doubt` says why it is not the last one.
+    """
+
+    which: Which
+    progress: Progress
+    made_on: dict[str, str]
+    doubt: str | None
+
+
+def latest(run: Path) -> Latest | None:
+    """Return where a run goes on: its last checkpoint, or the one before if that is damaged; None before the first.
+
+    Every byte is checked. Raises `DataError` where neither is whole.
+    """
+    broken: DataError | None = None
+    which: Which
+    for which in ("last", "previous"):
+        folder = _folder(run, which)
+        if folder is None:
+            continue
+        try:
+            state = _state(folder)
+            for name in (MODEL, TRAINING):
+                _check(folder, name, state)
+        except DataError as error:
+            broken = broken or error
+            continue
+        return Latest(which, state.progress, state.made_on, str(broken) if broken else None)
+    if broken:
+        raise broken
+    return None
+
+
+def settle(run: Path, which: Which) -> None:
+    """Make the checkpoint that a run goes on from its last one, so that a damaged one is never kept for it."""
+    last = run / "checkpoints" / "last"
+    if which == "previous":
+        shutil.rmtree(last, ignore_errors=True)
+        shutil.rmtree(last.parent / ".last.old", ignore_errors=True)
+        (last.parent / "previous").rename(last)
 
 
 def read_progress(run: Path, which: Which = "last") -> Progress | None:
@@ -101,15 +166,22 @@ def read_progress(run: Path, which: Which = "last") -> Progress | None:
     return _state(folder).progress if folder else None
 
 
+def weights_file(run: Path) -> Path:
+    """Return the weights of a run's last checkpoint, to start another run from. Raises `DataError` if there is none."""
+    folder, state = _existing(run, "last")
+    _check(folder, MODEL, state)
+    return folder / MODEL
+
+
 def load_weights(run: Path, which: Which) -> dict[str, torch.Tensor]:
     """Return the network's state dict. Raises `DataError` where there is none, or a byte of it changed."""
     folder, state = _existing(run, which)
     return _tensors(folder, MODEL, state)
 
 
-def load_state(run: Path) -> dict[str, Any]:
-    """Return what `save` was given as `training`, of the last checkpoint. Raises `DataError` as `load_weights`."""
-    folder, state = _existing(run, "last")
+def load_state(run: Path, which: Which = "last") -> dict[str, Any]:
+    """Return what `save` was given as `training`. Raises `DataError` as `load_weights`."""
+    folder, state = _existing(run, which)
     return dict(_unpack(state.training, _tensors(folder, TRAINING, state)))
 
 
@@ -182,11 +254,15 @@ def _seal(state: Mapping[str, Any]) -> str:
 def _tensors(folder: Path, name: str, state: _State) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
+    _check(folder, name, state)
+    return load_file(folder / name)
+
+
+def _check(folder: Path, name: str, state: _State) -> None:
     path = folder / name
     if not path.is_file() or files.sha256(path) != state.sha256.get(name):
         what = "has changed since it was written" if path.is_file() else "is missing"
         raise DataError(f"the checkpoint is damaged: {name} {what}", where=path, fix=MEND)
-    return load_file(path)
 
 
 def _pack(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from damcli.metrics import Components
+from damcli.training.observation import Observation
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Started:
     run: Path
     device: str
     precision: str
+    processes: int
     train_scans: int
     tune_scans: int
     batches: int
@@ -53,16 +55,24 @@ class StageStarted:
     optimizer: str
     epochs: int
     steps: int
+    findings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One batch was learnt from. `step` counts from 1 within the epoch."""
+    """One batch of `scans` was learnt from, on all processes together. `step` counts from 1 within the epoch."""
 
     stage: int
     epoch: int
     step: int
-    loss: float
+    scans: int
+    lr: float
+    observed: Observation
+
+    @property
+    def loss(self) -> float:
+        """The batch's loss."""
+        return self.observed.loss
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,10 @@ class Scored:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """An epoch ended, counted from 1. `aurocs` are those of the tune part, nan where undefined."""
+    """An epoch ended, counted from 1. `aurocs` are those of the tune part, nan where undefined.
+
+    `best` says whether it is the best so far by what the recipe monitors; only epochs of the last stage are.
+    """
 
     stage: int
     epoch: int
@@ -110,4 +123,67 @@ class Finished:
     mean_auroc: float
 
 
-Event = Warned | Noted | PrecisionChosen | Started | StageStarted | Step | Boundary | Scored | EpochDone | Finished
+@dataclass(frozen=True)
+class TimeIsUp:
+    """The time limit has passed; all is saved. Without a `best_epoch` there is nothing to evaluate yet."""
+
+    run: Path
+    at: str
+    best_epoch: int | None
+
+
+Event = (
+    Warned
+    | Noted
+    | PrecisionChosen
+    | Started
+    | StageStarted
+    | Step
+    | Boundary
+    | Scored
+    | EpochDone
+    | TimeIsUp
+    | Finished
+)
+
+
+@dataclass(frozen=True)
+class MemberStarted:
+    """One of several runs begins or goes on; all events up to its `Finished` or `MemberStopped` are its own.
+
+    `number` counts from 1, `total` is None where it is not known; `what` says how it differs from the others.
+    """
+
+    run: Path
+    number: int
+    total: int | None
+    what: str
+
+
+@dataclass(frozen=True)
+class MemberStopped:
+    """A trial ended before its time: `failed`, or `pruned` because it fell behind the others; `reason` in words."""
+
+    run: Path
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class FoldScoring:
+    """After a member's `Finished`: the fold that it has not seen is scored, in as many `Scored`s as `batches`."""
+
+    run: Path
+    fold: int
+    scans: int
+    batches: int
+
+
+@dataclass(frozen=True)
+class MembersFinished:
+    """All members are trained, and what is made of them together lies in the folder."""
+
+    folder: Path
+
+
+MemberEvent = Event | MemberStarted | MemberStopped | FoldScoring | MembersFinished

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field, ValidationError
 
-from damcli import config, files
+from damcli import __version__, config, files
 from damcli.config import Strict
 from damcli.data.images import Contract
 from damcli.errors import DataError, UsageError
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from damcli.data.store import Dataset
+    from damcli.training.plan import Plan
 
 SCHEMA_VERSION = 1
 CONFIG, FACTS, ENVIRONMENT, TUNE = "config.toml", "run.json", "environment.json", "tune.parquet"
@@ -42,6 +41,7 @@ class Facts(Strict):
     dataset: str = Field(description="the dataset's folder, relative to the run's")
     fingerprint: str = Field(description="of the dataset")
     findings: tuple[str, ...]
+    fold: int | None = Field(default=None, description="the fold that was held out, of the dataset's")
     contract: Contract
     selection: tuple[str, ...] = ("tune",)
     config_sha256: str
@@ -125,26 +125,50 @@ def create(
     origins: Mapping[str, str],
     recipe_name: str,
     dataset: Dataset,
-    tune: npt.NDArray[np.int64],
+    planned: Plan,
+    fold: int | None,
     device: torch.device,
     timings: Mapping[str, float],
 ) -> None:
     """Write what a run starts with."""
-    weights = files.sha256(Path(recipe.weights)) if recipe.weights else None
+    weights = files.sha256(start_weights(recipe.weights)) if recipe.weights else None
     settings = toml(recipe, origins)
     facts = Facts(
         recipe_name=recipe_name,
         dataset=_relative(dataset.path, run),
         fingerprint=dataset.info.fingerprint,
-        findings=tuple(dataset.info.findings),
+        findings=tuple(planned.findings),
+        fold=fold,
         contract=dataset.info.contract,
         config_sha256=hashlib.sha256(settings.encode()).hexdigest(),
         weights_sha256=weights,
     )
     files.write_json(run / FACTS, facts.model_dump(mode="json"))
     files.write_json(run / ENVIRONMENT, tracking.environment(device, timings))
-    write_table(run / TUNE, {"path": dataset.ids(tune)})
+    write_table(run / TUNE, {"path": dataset.ids(planned.tune)})
     files.write_text(run / CONFIG, settings)
+
+
+def start_weights(given: str) -> Path:
+    """Return the file of weights that `weights` means: itself, or where it is a run, its last checkpoint's.
+
+    Raises `DataError` where the run has none, or a damaged one.
+    """
+    from damcli.training import checkpoint
+
+    path = Path(given)
+    return checkpoint.weights_file(path) if (path / CONFIG).is_file() else path
+
+
+def made_on(device: torch.device, processes: int) -> dict[str, str]:
+    """Return what the last digits of a run depend on, besides its settings and its dataset."""
+    return {
+        "processes": str(processes),
+        "device": tracking.device_name(device),
+        "threads": str(tracking.threads(device)),
+        "torch": tracking.version("torch"),
+        "damcli": __version__,
+    }
 
 
 def write_table(path: Path, columns: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -13,15 +13,16 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interruption:
     """Notes the first SIGINT or SIGTERM instead of acting on it; a second one acts at once.
 
-    The loop asks `wanted` where its state is whole, saves it, and calls `leave`.
+    The loop asks `signal` where its state is whole, saves it, and calls `leave` with it: with that of any process, so
+    that all leave at the same step.
 
     >>> with Interruption() as interruption:
-    ...     interruption.wanted
-    False
+    ...     interruption.signal
+    0
     """
 
     def __init__(self) -> None:
-        self._signal: int | None = None
+        self.signal = 0  # that somebody asked to stop with
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -35,17 +36,13 @@ class Interruption:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.wanted:
-            self.leave()
-        self._signal = number
+        if self.signal:
+            self.leave(self.signal)
+        self.signal = number
 
-    @property
-    def wanted(self) -> bool:
-        """Whether somebody asked to stop."""
-        return self._signal is not None
-
-    def leave(self) -> None:
-        """Raise what the signal stands for: `KeyboardInterrupt`, or `SystemExit(143)` for SIGTERM."""
-        if self._signal == signal.SIGTERM:
+    @staticmethod
+    def leave(number: int) -> NoReturn:
+        """Raise what a signal stands for: `KeyboardInterrupt`, or `SystemExit(143)` for SIGTERM."""
+        if number == signal.SIGTERM:
             raise SystemExit(143)
         raise KeyboardInterrupt

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+import math
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +13,15 @@ import torch
 
 from damcli import files
 from damcli.deepauc.network import Classifier
+from damcli.errors import MachineError
 from damcli.recipes import Recipe
-from damcli.training import checkpoint, folder, launch, plan, scoring, seeds
-from damcli.training.checkpoint import Progress
-from damcli.training.events import Event, Noted, PrecisionChosen, Started, Warned
+from damcli.training import checkpoint, folder, launch, loggers, plan, scoring, seeds, world
+from damcli.training.checkpoint import Latest, Progress
+from damcli.training.events import Event, Noted, PrecisionChosen, Started, TimeIsUp, Warned
 from damcli.training.interruption import Interruption
+from damcli.training.launch import Machine
 from damcli.training.tracking import Metrics
-from damcli.training.trainer import Trainer
+from damcli.training.trainer import TimeLimit, Trainer
 
 if TYPE_CHECKING:
     from damcli.data.store import Dataset
@@ -30,72 +35,151 @@ def train(
     origins: Mapping[str, str] | None = None,
     recipe_name: str = "custom",
     device: str = "auto",
+    devices: int | None = None,
+    nodes: int | None = None,
     resume: bool = False,
+    fold: int | None = None,
+    time_limit: float | None = None,
+    log: Sequence[str] = (),
 ) -> Generator[Event, None, None]:
     """Train `recipe` on the dataset's `train` split into the folder `run`; yields what happens.
 
-    A patient-wise part of the split (`tune`) is kept out and chooses the best epoch; no other split is touched.
-    `resume` continues a run from its last checkpoint, with its own settings. SIGINT and SIGTERM are granted after the
-    step at hand, once its state is saved. Raises `UsageError` for a folder in use, `DataError` for a dataset that
-    changed, a damaged checkpoint, or a loss that is not finite, `MachineError` for a device that is not there.
+    A patient-wise part of the split (`tune`) is kept out and chooses the best epoch; no other split is touched. With
+    `fold` it is all folds but this one that are trained on. `resume` continues a run from its last checkpoint, with its
+    own settings. `time_limit` is in seconds. SIGINT and SIGTERM are granted after the step at hand, once its state is
+    saved.
+
+    With `devices` on each of `nodes` machines, or under torchrun, Slurm or MPI, every process calls this function and
+    gets the same events; the leading one writes. The run's folder must be one that all of them see.
+
+    Raises `UsageError` for a folder in use, `DataError` for a dataset that changed, damaged checkpoints, or a loss that
+    is not finite, `MachineError` for a device that is not there or another process that is lost.
     """
     launch.accelerator(device)
+    loggers.check(log)
+    place = world.detect(devices, nodes)
     tune_ids = None
     if resume:
         info = folder.read_run(run)
         info.check_resumable(dataset)
-        recipe, tune_ids = info.recipe, info.tune_ids
-    else:
+        recipe, tune_ids, fold = info.recipe, info.tune_ids, info.facts.fold
+    elif place.rank == 0:
         folder.refuse_used(run)
-    planned = plan.make(recipe, dataset, tune_ids)
+    planned = plan.make(recipe, dataset, tune_ids, fold, place.rank, place.processes)
     for text in plan.notes(planned, dataset):
         yield Noted(text)
     for text in plan.warnings(planned, recipe, dataset):
         yield Warned(text)
+    latest = checkpoint.latest(run) if resume else None
+    if latest and latest.doubt:
+        yield Warned(f"{latest.doubt.splitlines()[0]}: going on from the one before, {latest.progress}")
+    network = _network(recipe, planned, latest)
 
-    torch.manual_seed(seeds.key(recipe.seed, "network"))
-    begun = resume and checkpoint.read_progress(run) is not None
-    weights, pretrained = (None, False) if begun else (recipe.weights, recipe.pretrained)
-    network = Classifier(
-        recipe.backbone, len(dataset.info.findings), weights, pretrained, recipe.in_chans, recipe.activation
-    )
+    machine = launch.start(device, "32" if recipe.precision == "auto" else recipe.precision, place)
     timings: dict[str, float] = {}
     if recipe.precision == "auto":
         images = network.as_input(torch.from_numpy(dataset.read(planned.train[: recipe.batch_size])))
-        choice = launch.faster_precision(device, network, images)
+        choice = machine.share(launch.faster_precision(device, network, images) if machine.leads else None)
         recipe = recipe.model_copy(update={"precision": choice.precision})
         origins, timings = {**(origins or {}), "precision": choice.reason}, choice.seconds
+        machine = launch.start(device, choice.precision, place)
         yield PrecisionChosen(choice.precision, choice.seconds, choice.reason)
-    assert recipe.precision != "auto"
-    fabric = launch.start(device, recipe.precision)
+    for text in _differences(latest, machine):
+        yield Warned(text)
 
-    with files.only_writer(run):
-        progress = Progress()
-        if begun:
-            progress = checkpoint.read_progress(run) or progress
-            checkpoint.restore(network, run, "last")
-        if not resume:
-            folder.refuse_used(run)
-            folder.create(run, recipe, origins or {}, recipe_name, dataset, planned.tune, fabric.device, timings)
-        with Metrics(run, progress.metrics_bytes) as metrics, Interruption() as interruption:
-            yield Started(
-                run=run,
-                device=fabric.device.type,
-                precision=recipe.precision,
-                train_scans=len(planned.train),
-                tune_scans=len(planned.tune),
-                batches=_remaining(planned, progress),
-                resumed_at=str(progress) if begun else None,
-            )
-            model = launch.setup(fabric, network)
-            trainer = Trainer(recipe, dataset, run, planned, fabric, network, model, metrics, interruption, progress)
-            yield from trainer.stages()
+    with ExitStack() as open_things:
+        progress = latest.progress if latest else Progress()
+        metrics = None
+        if machine.leads:
+            open_things.enter_context(files.only_writer(run))
+            if latest:
+                checkpoint.settle(run, latest.which)
+            if not resume:
+                folder.refuse_used(run)
+                folder.create(run, recipe, origins or {}, recipe_name, dataset, planned, fold, machine.device, timings)
+            metrics = open_things.enter_context(Metrics(run, progress.metrics_bytes))
+        opened = loggers.open(log if machine.leads else (), run)
+        open_things.callback(opened.close)
+        machine.wait()
+        interruption = open_things.enter_context(Interruption())
+        yield Started(
+            run=run,
+            device=machine.device.type,
+            precision=recipe.precision,
+            processes=machine.processes,
+            train_scans=len(planned.train),
+            tune_scans=len(planned.tune),
+            batches=_remaining(planned, progress, machine.processes),
+            resumed_at=str(progress) if latest else None,
+        )
+        deadline = time.monotonic() + (math.inf if time_limit is None else time_limit)
+        trainer = Trainer(
+            recipe, dataset, run, planned, machine, network, metrics, interruption, progress, deadline, opened
+        )
+        with _machine_errors(run, machine):
+            try:
+                yield from trainer.stages()
+            except TimeLimit:
+                best = trainer.progress.best
+                yield TimeIsUp(run, str(trainer.progress), best.epoch if best else None)
+                if best is None:
+                    return
+            for text in opened.close():
+                yield Warned(text)
             yield from trainer.finish()
 
 
-def _remaining(planned: plan.Plan, progress: Progress) -> int:
+def _network(recipe: Recipe, planned: plan.Plan, latest: Latest | None) -> Classifier:
+    """Return the network as the run starts with it; what a checkpoint holds is loaded by the trainer."""
+    torch.manual_seed(seeds.key(recipe.seed, "network"))
+    number = latest.progress.stage if latest else planned.stages[0].number
+    [stage] = [stage for stage in planned.stages if stage.number == number]
+    weights = str(folder.start_weights(recipe.weights)) if recipe.weights and not latest else None
+    return Classifier(
+        recipe.backbone,
+        len(stage.findings),
+        weights,
+        recipe.pretrained and not latest,
+        recipe.in_chans,
+        recipe.activation,
+    )
+
+
+def _differences(latest: Latest | None, machine: Machine) -> Iterator[str]:
+    """Yield, in words, what is not as it was when the checkpoint was made."""
+    now = folder.made_on(machine.device, machine.processes)
+    for name, before in (latest.made_on if latest else {}).items():
+        if now.get(name) != before:
+            yield (
+                f"the run was made with {name} {before} so far and goes on with {now.get(name)}: it ends close to what "
+                "it would have been, not with the same bits"
+            )
+
+
+@contextmanager
+def _machine_errors(run: Path, machine: Machine) -> Iterator[None]:
+    """Say what a machine's failure means for a run, in place of what torch says."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MachineError(
+            "the GPU has not enough memory for a batch",
+            where=torch.cuda.get_device_name(machine.device),
+            fix="--set accumulate=2 computes it in two pieces with the same loss; or take smaller batches",
+        ) from error
+    except RuntimeError as error:
+        if machine.processes == 1 or not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
+            raise
+        raise MachineError(
+            "the connection to another process of this run is lost",
+            where=run,
+            fix=f"see what that one said, then go on: damcli train --resume {run}",
+        ) from error
+
+
+def _remaining(planned: plan.Plan, progress: Progress, processes: int) -> int:
     """Return how many `Step`s and `Scored`s are still to come, the final scoring included."""
-    scoring_batches = scoring.batches_of(len(planned.tune))
+    scoring_batches = scoring.batches_of(len(planned.tune), processes)
     left = scoring_batches
     for stage in planned.stages:
         epochs, steps = stage.stage.epochs, 0

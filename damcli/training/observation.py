@@ -11,6 +11,8 @@ and what is undefined is null. Numbers are rounded to 6 digits.
 - `boundary`: where a learning rate is divided, and where a training stage ends: `lr`, `next_lr` (null at the end) and
   `distance`, ‖v − v_ref‖ before the reference moves (PESG only).
 - `warning`: its `text`.
+- `skipped`: a step that fp16 could not make because its gradients overflowed: `stage`, `epoch`, `step`, and the `scale`
+  that was too large.
 - `epoch`: the mean `loss`, and `tune_auroc` by finding with their mean.
 """
 
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from damcli.deepauc import AUCMarginLoss
+from damcli.deepauc import AUCMarginLoss, processes
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Observation:
     negative_scores: list[float]
     positives: list[int]
     logit_gradients: list[float]
+    broken: list[bool]  # whether a logit of the finding is no finite number
 
     @property
     def finite(self) -> bool:
@@ -53,26 +56,33 @@ def observe(
     logits: Tensor,
     targets: Tensor,
     parameters: Iterable[Tensor],
+    scale: float = 1.0,
 ) -> Observation:
-    """Return what a step shows after `loss.backward()` and before the optimizer moves.
+    """Return what a step shows after its gradients are there and before the optimizer moves.
 
     `loss`, `losses` (K,) and `present` (K,) are what `module.detailed(logits, targets)` returned; `logits` (N, K) kept
-    its gradient (`retain_grad`). The device is waited for once.
+    its gradient (`retain_grad`), `scale` times too large (fp16). With several processes it is the global batch that is
+    shown, on all of them. The device is waited for once.
     """
     with torch.no_grad():
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         scores = torch.sigmoid(logits.float())
         assert logits.grad is not None
-        parts = [torch.stack([loss, norm]), losses, present]
+        sums = []
         for chosen in (targets >= 0.5, targets < 0.5):
-            parts += [torch.where(chosen, scores, 0).sum(0), chosen.sum(0)]
-        parts.append(torch.linalg.vector_norm(logits.grad.float(), dim=0))
+            sums += [torch.where(chosen, scores, 0).sum(0), chosen.sum(0)]
+        sums += [logits.grad.double().square().sum(0), (~torch.isfinite(logits)).sum(0)]
+        ours = torch.stack([row.to(torch.float64) for row in sums])
+        if processes.count() > 1:
+            ours = processes.total(ours)
+            scale *= processes.count()  # for DDP, which averages, each process's gradients are that much larger
         names = ("a", "b", "alpha") if isinstance(module, AUCMarginLoss) else ()
+        parts = [torch.stack([loss, norm]), losses, present, ours.flatten()]
         parts += [getattr(module, name) for name in names]
         numbers = torch.cat([part.to(torch.float64) for part in parts]).tolist()
     k = logits.shape[1]
     rows = [numbers[start : start + k] for start in range(2, len(numbers), k)]
-    values, there, positive_sums, positives, negative_sums, negatives, logit_gradients, *saddle = rows
+    values, there, positive_sums, positives, negative_sums, negatives, squares, broken, *saddle = rows
     return Observation(
         loss=numbers[0],
         gradient_norm=numbers[1],
@@ -81,7 +91,8 @@ def observe(
         positive_scores=_ratios(positive_sums, positives),
         negative_scores=_ratios(negative_sums, negatives),
         positives=[int(count) for count in positives],
-        logit_gradients=logit_gradients,
+        logit_gradients=[math.sqrt(square) / scale for square in squares],
+        broken=[count > 0 for count in broken],
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from damcli.data import splits
+from damcli.data import augment, splits
 from damcli.deepauc import PESG, BalancedSampler, UniformSampler, losses
 from damcli.errors import DataError, UsageError
 from damcli.recipes import Recipe, Stage
@@ -20,20 +20,26 @@ if TYPE_CHECKING:
     from damcli.data.store import Dataset
 
 Rows = npt.NDArray[np.int64]
+SMALLEST_PIECE = 2  # scans: batch normalisation has no variance of one
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage with its number and its sampler, whose batches index the plan's `train` rows."""
+    """A stage with its number, its findings (`columns` of the dataset's), and its sampler.
+
+    The sampler's batches index the plan's `train` rows: of each global batch it draws this process's part.
+    """
 
     number: int
     stage: Stage
+    findings: list[str]
+    columns: list[int]
     sampler: UniformSampler | BalancedSampler
     prior: list[float] | None
 
-    def loss(self, num_findings: int) -> losses.Loss:
-        """Return the stage's loss, its a, b and α at 0."""
-        return losses.from_stage(self.stage, num_findings, self.prior)
+    def loss(self) -> losses.Loss:
+        """Return the stage's loss, its a, b and α where they start."""
+        return losses.from_stage(self.stage, len(self.findings), self.prior)
 
     def optimizer(self, network: torch.nn.Module, loss: torch.nn.Module) -> torch.optim.Optimizer:
         """Return the stage's optimizer over all of the network, and over the loss's own variables."""
@@ -53,6 +59,17 @@ class StagePlan:
             return torch.optim.SGD(parameters, stage.lr, stage.momentum, weight_decay=stage.weight_decay, fused=True)
         return torch.optim.Adam(parameters, stage.lr, weight_decay=stage.weight_decay, fused=True)
 
+    def cyclic_lr(self, step: int) -> float | None:
+        """Return the learning rate of a step, counted from 0 in the stage, of a triangular cycle; None without one.
+
+        Smith, "Cyclical learning rates for training neural networks" (WACV 2017).
+        """
+        stage = self.stage
+        if stage.cycle_epochs is None or stage.max_lr is None:
+            return None
+        phase = step / (stage.cycle_epochs * len(self.sampler)) % 1
+        return stage.lr + (stage.max_lr - stage.lr) * (1 - abs(2 * phase - 1))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -62,19 +79,33 @@ class Plan:
     tune: Rows
     stages: list[StagePlan]
 
+    @property
+    def findings(self) -> list[str]:
+        """What the run's network tells in the end: the last stage's findings."""
+        return self.stages[-1].findings
 
-def make(recipe: Recipe, dataset: Dataset, tune_ids: list[str] | None = None) -> Plan:
-    """Divide the `train` split and prepare every stage. `tune_ids` are those of a run that is resumed.
 
+def make(
+    recipe: Recipe,
+    dataset: Dataset,
+    tune_ids: list[str] | None = None,
+    fold: int | None = None,
+    rank: int = 0,
+    ranks: int = 1,
+) -> Plan:
+    """Divide what is trained on and prepare every stage, for process `rank` of `ranks`.
+
+    That is the `train` split, or with `fold` what `rows_of_folds` says. `tune_ids` are those of a run that is resumed.
     Raises `DataError` where the dataset cannot be trained on, `UsageError` for settings that do not fit it.
     """
-    rows = dataset.rows("train")
+    rows = dataset.rows("train") if fold is None else rows_of_folds(dataset, fold)[0]
     if recipe.in_chans < dataset.info.contract.channels:
         raise UsageError(
             "the scans are in colour, and a network of one channel takes grey ones",
             where="in_chans",
             fix="--set in_chans=3, or prepare them with --channels 1",
         )
+    augment.check_channels(recipe.augment, dataset.info.contract.channels)
     if tune_ids is None:
         patients, truth = dataset.patients(rows), dataset.truth(rows)
         tune = splits.part(patients, truth, recipe.tune_fraction, recipe.seed)
@@ -88,18 +119,69 @@ def make(recipe: Recipe, dataset: Dataset, tune_ids: list[str] | None = None) ->
             fix="prepare more patients, or set tune_fraction",
         )
     train = rows[~tune]
-    targets = dataset.targets(train)
-    stages = [_stage(number, stage, recipe, targets, dataset) for number, stage in recipe.stages()]
-    return Plan(train, rows[tune], stages)
+    stages = [_stage(number, stage, recipe, train, dataset, rank, ranks) for number, stage in recipe.stages()]
+    plan = Plan(train, rows[tune], stages)
+    if recipe.monitor not in ("mean", *plan.findings):
+        raise UsageError(
+            f"there is no finding {recipe.monitor!r} to choose the epoch by",
+            where="monitor",
+            fix=f"take mean, or one of: {', '.join(plan.findings)}",
+        )
+    return plan
 
 
-def _stage(number: int, stage: Stage, recipe: Recipe, targets: npt.NDArray[np.float32], dataset: Dataset) -> StagePlan:
+def rows_of_folds(dataset: Dataset, fold: int) -> tuple[Rows, Rows]:
+    """Return the rows to train on when `fold` is held out, and the rows held out.
+
+    Trained on are the other folds, and what the train split has that is in no fold (other years' images). Raises
+    `UsageError` for a dataset without folds, and for a fold that it does not have.
+    """
+    folds, train = dataset.manifest["fold"], (dataset.manifest["split"] == "train").to_numpy()
+    inside = folds.is_not_null().to_numpy()
+    known = sorted(folds.drop_nulls().unique().to_list())
+    if not known:
+        raise UsageError("this dataset has no folds", where=dataset.path, fix="prepare it again with --folds 5")
+    if fold not in known:
+        raise UsageError(
+            f"the dataset has no fold {fold}", where=dataset.path, fix=f"choose from: {', '.join(map(str, known))}"
+        )
+    out = (folds == fold).fill_null(False).to_numpy()
+    return np.flatnonzero((inside | train) & ~out).astype(np.int64), np.flatnonzero(out).astype(np.int64)
+
+
+def _stage(
+    number: int, stage: Stage, recipe: Recipe, train: Rows, dataset: Dataset, rank: int, ranks: int
+) -> StagePlan:
     seed = seeds.key(recipe.seed, "sampler", number)
+    known = list(dataset.info.findings)
+    findings = list(stage.findings) or known
+    for finding in findings:
+        if finding not in known:
+            raise UsageError(
+                f"the dataset has no finding {finding!r}",
+                where=f"stage{number}.findings",
+                fix=f"choose from: {', '.join(known)}",
+            )
+    columns = [known.index(finding) for finding in findings]
+    targets = dataset.targets(train)[:, columns]
     form = f"stage{number}.form"
     with_prior = stage.loss in ("aucm", "aucs") and stage.form == "prior"
+    prior: list[float] | None = None
+    sampler: UniformSampler | BalancedSampler
+    smallest = ranks * recipe.accumulate * SMALLEST_PIECE
+    if recipe.accumulate * ranks > 1 and recipe.batch_size < smallest:
+        raise UsageError(
+            f"a batch of {recipe.batch_size} is too small for {ranks} processes and {recipe.accumulate} pieces",
+            where="batch_size",
+            fix=f"--set batch_size={smallest} or more, or fewer devices or pieces",
+        )
     if stage.sampler == "uniform":
-        sampler = UniformSampler(len(targets), recipe.batch_size, seed)
-        return StagePlan(number, stage, sampler, _prior(targets, dataset, form) if with_prior else None)
+        try:
+            sampler = UniformSampler(len(targets), recipe.batch_size, seed, rank, ranks)
+        except ValueError as error:
+            raise _too_small(error, dataset) from error
+        prior = _prior(targets, findings, dataset, form) if with_prior else None
+        return StagePlan(number, stage, findings, columns, sampler, prior)
     if with_prior and targets.shape[1] > 1:
         raise UsageError(
             "balanced sampling of several findings leaves the prior of each undefined",
@@ -107,18 +189,24 @@ def _stage(number: int, stage: Stage, recipe: Recipe, targets: npt.NDArray[np.fl
             fix=f"--set {form}=conditional",
         )
     try:
-        balanced = BalancedSampler(targets, recipe.batch_size, stage.positives, seed)
+        sampler = BalancedSampler(targets, recipe.batch_size, stage.positives, seed, rank, ranks)
     except ValueError as error:
+        if "ranks" in str(error):
+            raise _too_small(error, dataset) from error
         raise DataError(
             "no finding has both positives and negatives to train on", where=dataset.path, fix="prepare more scans"
         ) from error
-    return StagePlan(number, stage, balanced, [balanced.prior] if with_prior else None)
+    return StagePlan(number, stage, findings, columns, sampler, [sampler.prior] if with_prior else None)
 
 
-def _prior(targets: npt.NDArray[np.float32], dataset: Dataset, form: str) -> list[float]:
+def _too_small(error: ValueError, dataset: Dataset) -> UsageError:
+    return UsageError(str(error), where=dataset.path, fix="take larger batches, or fewer devices")
+
+
+def _prior(targets: npt.NDArray[np.float32], findings: list[str], dataset: Dataset, form: str) -> list[float]:
     """Return the mean target of each finding. Raises `DataError` where one is not inside (0, 1)."""
     means = _means(targets)
-    for finding, mean in zip(dataset.info.findings, means, strict=True):
+    for finding, mean in zip(findings, means, strict=True):
         if not 0 < mean < 1:
             raise DataError(
                 f"{finding} has one class only to train on, and the prior form needs both",
@@ -139,7 +227,7 @@ def notes(plan: Plan, dataset: Dataset) -> Iterator[str]:
     """Yield, in words, where the prior of the loss is the sampler's and not the training set's."""
     for planned in plan.stages:
         if planned.prior is not None and planned.stage.sampler == "balanced":
-            share = float(np.nanmean(dataset.targets(plan.train)))
+            share = float(np.nanmean(dataset.targets(plan.train)[:, planned.columns]))
             yield (
                 f"stage {planned.number}: p is {planned.prior[0]:.3g}, the balanced sampler's share of positives; the "
                 f"training set's is {share:.3g}"
@@ -149,26 +237,29 @@ def notes(plan: Plan, dataset: Dataset) -> Iterator[str]:
 def warnings(plan: Plan, recipe: Recipe, dataset: Dataset) -> Iterator[str]:
     """Yield, in words, what makes the run do less than it seems to."""
     findings = dataset.info.findings
+    used = sorted({column for planned in plan.stages for column in planned.columns})
     targets, truth = dataset.targets(plan.train), dataset.truth(plan.tune)
-    for k, finding in enumerate(findings):
+    for k in used:
         for kind, many in (("positives", (targets[:, k] >= 0.5).any()), ("negatives", (targets[:, k] < 0.5).any())):
             if not many:
-                yield f"{finding} has no {kind} to train on: nothing is learnt of it"
-    undefined = [f for k, f in enumerate(findings) if not {0.0, 1.0} <= set(truth[:, k].tolist())]
-    if len(undefined) == len(findings):
-        yield "no finding has both classes in the tune part: the last epoch is taken for the best"
+                yield f"{findings[k]} has no {kind} to train on: nothing is learnt of it"
+    undefined = [findings[k] for k in used if not {0.0, 1.0} <= set(truth[:, k].tolist())]
+    last = plan.findings if recipe.monitor == "mean" else [recipe.monitor]
+    if undefined and set(last) <= set(undefined):
+        which = "no finding has" if len(last) > 1 else f"{last[0]} has not"
+        yield f"{which} both classes in the tune part: the last epoch is taken for the best"
     elif undefined:
         yield f"the tune part does not hold both classes of {', '.join(undefined)}: n/a, and no part of the mean"
     for planned in plan.stages:
         yield from _late_decays(planned)
-        shares = [planned.stage.positives] * len(findings)
+        shares = [planned.stage.positives] * len(planned.findings)
         if planned.stage.sampler == "uniform":
-            shares = _means(targets)
+            shares = _means(targets[:, planned.columns])
         elif left_out := planned.sampler.left_out:  # type: ignore[union-attr]
             yield f"stage {planned.number} leaves out {left_out} scans without a target that a balanced batch can use"
-        loss = planned.loss(len(findings))
+        loss = planned.loss()
         noted: dict[str, list[str]] = {}
-        for finding, share in zip(findings, shares, strict=True):
+        for finding, share in zip(planned.findings, shares, strict=True):
             positives = round(recipe.batch_size * share)
             if note := losses.margin_note(loss, positives, recipe.batch_size - positives):
                 noted.setdefault(note, []).append(finding)

@@ -24,19 +24,33 @@ SHOWN_PACKAGES = ("torch", "timm", "lightning-fabric", "numpy", "polars", "safet
 
 def environment(device: torch.device, timings: Mapping[str, float]) -> dict[str, Any]:
     """Return versions, device, cores, command line and time: what a report of the run has to name. No host or user."""
-    cuda = device.type == "cuda"
     return {
         "damcli": __version__,
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in SHOWN_PACKAGES},
+        "packages": {name: version(name) for name in SHOWN_PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        "device": device_name(device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "precision_timings_seconds": dict(timings),
         "command": ["damcli", *sys.argv[1:]],
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def version(package: str) -> str:
+    """Return the installed version of a package."""
+    return importlib.metadata.version(package)
+
+
+def device_name(device: torch.device) -> str:
+    """Return the GPU's name, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def threads(device: torch.device) -> int:
+    """Return how many threads compute on a CPU: they decide how sums are grouped. On a GPU none does."""
+    return torch.get_num_threads() if device.type == "cpu" else 0
 
 
 class Metrics:

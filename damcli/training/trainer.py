@@ -1,7 +1,9 @@
 """Stages, epochs and steps: what happens in a training run, to be read from top to bottom.
 
 Every random draw is a function of the seed and of what it is drawn for, so that a run which was stopped anywhere and
-resumed ends (on a CPU) with the same bits as one that was not.
+resumed ends (on a CPU) with the same bits as one that was not. With several processes all go through the same steps,
+each with its part of every batch; what one of them is told (a signal, the time) all act upon at the same step. The
+leading one writes.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,26 +22,30 @@ import torch
 
 from damcli import config, files
 from damcli.data import loader
-from damcli.data.augment import affine
-from damcli.deepauc import PESG, AUCMarginLoss
+from damcli.data.augment import augment
+from damcli.deepauc import PESG, AUCMarginLoss, processes
 from damcli.deepauc.network import Classifier
 from damcli.errors import DataError
 from damcli.metrics import auroc, components
 from damcli.recipes import Recipe, Stage
-from damcli.training import checkpoint, folder, launch, scoring, seeds
+from damcli.training import checkpoint, folder, scoring, seeds, step
 from damcli.training.checkpoint import Best, Progress
-from damcli.training.events import Boundary, EpochDone, Event, Finished, Scored, StageStarted, Step, Warned
+from damcli.training.events import Boundary, EpochDone, Event, Finished, Noted, Scored, StageStarted, Step, Warned
 from damcli.training.interruption import Interruption
+from damcli.training.launch import Machine
+from damcli.training.loggers import Loggers
 from damcli.training.observation import Observation, observe
 from damcli.training.plan import Plan, StagePlan
 from damcli.training.tracking import Metrics
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-
     from damcli.data.store import Dataset
 
 STEPS_PER_TIMING = 10
+
+
+class TimeLimit(Exception):  # noqa: N818
+    """The time that the run was given is over; its state is saved."""
 
 
 @dataclass
@@ -50,72 +56,94 @@ class Trainer:
     dataset: Dataset
     run: Path
     plan: Plan
-    fabric: Fabric
+    machine: Machine
     network: Classifier
-    model: torch.nn.Module  # the network as Fabric calls it: same weights, in the run's precision
-    metrics: Metrics
+    metrics: Metrics | None  # of the leading process
     interruption: Interruption
     progress: Progress
+    deadline: float = math.inf  # of `time.monotonic`
+    loggers: Loggers = field(default_factory=lambda: Loggers({}))
 
     def __post_init__(self) -> None:
         self.scan_seeds = seeds.of_scans(self.dataset.manifest["id"].to_list())
         self.saved_at = time.monotonic()
+        self.failures: list[str] = []  # of loggers, not said yet
 
     def stages(self) -> Iterator[Event]:
         for planned in self.plan.stages:
             if planned.number < self.progress.stage:
                 continue
             begun = planned.number == self.progress.stage
-            if not begun:
-                # In the first stage too: some of timm's last layers start so wide that early steps only shrink them.
-                self.network.reset_classifier(seeds.key(self.recipe.seed, "classifier", planned.number))
-                nothing = (0,) * self.network.num_findings
-                self.progress = Progress(
-                    stage=planned.number, seen=nothing, risen=(False,) * len(nothing), metrics_bytes=self.metrics.size
-                )
-            self.loss = planned.loss(self.network.num_findings).to(self.fabric.device)
-            self.optimizer = planned.optimizer(self.network, self.loss)
-            if begun:
-                state = checkpoint.load_state(self.run)
-                self.loss.load_state_dict(state["loss"])
-                self.optimizer.load_state_dict(state["optimizer"])
+            self.begin(planned, begun)
             stage = planned.stage
-            yield StageStarted(planned.number, stage.loss, stage.optimizer, stage.epochs, len(planned.sampler))
-            while self.progress.epoch < stage.epochs:
+            steps = len(planned.sampler)
+            findings = tuple(planned.findings)
+            yield StageStarted(planned.number, stage.loss, stage.optimizer, stage.epochs, steps, findings)
+            while self.progress.epoch < stage.epochs and not self.stale(planned):
                 yield from self.epoch(planned)
+            if self.progress.epoch < stage.epochs:
+                yield Noted(
+                    f"stage {planned.number} ends early: no better epoch than {self.progress.epoch} − "
+                    f"{self.recipe.patience}"
+                )
             yield self.boundary(next_lr=None)
 
+    def begin(self, planned: StagePlan, begun: bool) -> None:
+        """Make ready for a stage, or for what is left of it."""
+        if self.network.num_findings != len(planned.findings):
+            self.network = self.network.with_findings(len(planned.findings))
+        if not begun:
+            # In the first stage too: some of timm's last layers start so wide that early steps only shrink them.
+            self.network.reset_classifier(seeds.key(self.recipe.seed, "classifier", planned.number))
+            nothing = (0,) * len(planned.findings)
+            size = self.metrics.size if self.metrics else 0
+            self.progress = Progress(
+                stage=planned.number, seen=nothing, risen=(False,) * len(nothing), metrics_bytes=size
+            )
+        else:
+            checkpoint.restore(self.network, self.run, "last")
+        self.model = self.machine.setup(self.network, self.recipe.compile)
+        self.loss = planned.loss().to(self.machine.device)
+        self.optimizer = planned.optimizer(self.network, self.loss)
+        if begun:
+            state = checkpoint.load_state(self.run)
+            self.loss.load_state_dict(state["loss"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.machine.scaler.load_state_dict(state["scaler"])
+
     def epoch(self, planned: StagePlan) -> Iterator[Event]:
-        batches = planned.sampler.batches(self.progress.epoch)
-        left = [self.plan.train[batch] for batch in batches[self.progress.step :]]
+        whole = planned.sampler.whole_batches(self.progress.epoch)
+        left = [self.plan.train[batch] for batch in planned.sampler.batches(self.progress.epoch)[self.progress.step :]]
         started, scans = time.perf_counter(), 0
-        pin = self.fabric.device.type == "cuda"
-        with closing(loader.batches(self.dataset, left, pin=pin)) as loaded:
+        with closing(loader.batches(self.dataset, left, pin=self.machine.device.type == "cuda")) as loaded:
             for batch in loaded:
                 yield from self.divide_lr(planned.stage)
-                observed = self.learn(batch)
-                scans += len(batch.rows)
-                self.note(observed)
-                if self.progress.steps % STEPS_PER_TIMING == 0 or self.progress.step == len(batches):
-                    self.metrics.time(**self.place, scans_per_second=scans / (time.perf_counter() - started))
-                yield Step(planned.number, self.progress.epoch + 1, self.progress.step, observed.loss)
-                self.save_if_due()
+                lr = self.cycle_lr(planned)
+                size = len(whole[self.progress.step])
+                observed = self.learn(planned, batch)
+                scans += size
+                self.note(observed, lr)
+                if self.progress.steps % STEPS_PER_TIMING == 0 or self.progress.step == len(whole):
+                    self.time(scans_per_second=scans / (time.perf_counter() - started))
+                yield Step(planned.number, self.progress.epoch + 1, self.progress.step, size, lr, observed)
+                while self.failures:
+                    yield Warned(self.failures.pop())
+                self.save_or_leave()
         speed = scans / (time.perf_counter() - started)
-        for text in self.doubts():
-            self.metrics.write(event="warning", stage=planned.number, epoch=self.progress.epoch + 1, text=text)
+        for text in self.doubts(planned):
+            self.record(event="warning", stage=planned.number, epoch=self.progress.epoch + 1, text=text)
             yield Warned(text)
 
-        scores = yield from self.tune_scores(self.network, self.model)
-        aurocs, mean = self.aurocs(scores)
-        loss = self.progress.loss_sum / len(batches)
+        scores = yield from self.tune_scores(self.network)
+        aurocs, mean = self.aurocs(planned, scores)
+        loss = self.progress.loss_sum / len(whole)
         epoch, best = self.progress.epoch + 1, self.progress.best
-        # Written so that an undefined mean counts as better: then the last epoch is the best.
-        better = planned is self.plan.stages[-1] and not (
-            best and best.mean_auroc is not None and mean <= best.mean_auroc
-        )
+        watched = mean if self.recipe.monitor == "mean" else aurocs.get(self.recipe.monitor, math.nan)
+        # Written so that an undefined figure counts as better: then the last epoch is the best.
+        better = planned is self.plan.stages[-1] and not (best and best.auroc is not None and watched <= best.auroc)
         if better:
-            best = Best(epoch=epoch, mean_auroc=None if math.isnan(mean) else mean)
-        self.metrics.write(
+            best = Best(epoch=epoch, auroc=None if math.isnan(watched) else watched)
+        self.record(
             event="epoch",
             stage=planned.number,
             epoch=epoch,
@@ -124,38 +152,52 @@ class Trainer:
             mean_tune_auroc=mean,
             best=better,
         )
-        self.advance(
-            epoch=epoch,
-            step=0,
-            loss_sum=0.0,
-            seen=(0,) * len(self.progress.seen),
-            best=best,
-            metrics_bytes=self.metrics.size,
-        )
+        self.advance(epoch=epoch, step=0, loss_sum=0.0, seen=(0,) * len(self.progress.seen), best=best)
         if better:
             self.save("best")
         self.save("last")
         yield EpochDone(planned.number, epoch, planned.stage.epochs, loss, aurocs, mean, better, speed)
 
-    def learn(self, batch: loader.Batch) -> Observation:
-        device, seed, progress = self.fabric.device, self.recipe.seed, self.progress
-        # Dropout and the like draw from torch's own generator.
-        torch.manual_seed(seeds.key(seed, "step", progress.stage, progress.steps))
+    def learn(self, planned: StagePlan, batch: loader.Batch) -> Observation:
+        device, progress, machine = self.machine.device, self.progress, self.machine
         images = self.network.as_input(batch.images.to(device, non_blocking=True))
         images = images.contiguous(memory_format=torch.channels_last)
         # With the step in it, a positive that a balanced epoch draws again does not look the same again.
-        draws = self.scan_seeds[batch.rows] ^ seeds.key(seed, "augmentation", progress.stage, progress.steps)
-        images = affine(images, self.recipe.augment, torch.from_numpy(draws).to(device))
-        logits = self.model(images)
-        logits.retain_grad()
-        targets = batch.targets.to(device, non_blocking=True)
-        loss, losses, present = self.loss.detailed(logits, targets)
+        draws = self.scan_seeds[batch.rows] ^ seeds.key(
+            self.recipe.seed, "augmentation", progress.stage, progress.steps
+        )
+        images = augment(images, self.recipe.augment, torch.from_numpy(draws).to(device))
+        targets = batch.targets[:, planned.columns].to(device, non_blocking=True)
+        # Dropout and the like draw from torch's own generator, on each process by itself.
+        purpose = ("step", progress.stage, progress.steps, *((machine.rank,) if machine.rank else ()))
         self.optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(loss)
-        observed = observe(self.loss, loss, losses, present, logits, targets, self.network.parameters())
-        if not observed.finite:
-            self.refuse_nonfinite(batch, logits, observed)
-        self.optimizer.step()
+        outcome = step.backward(
+            machine,
+            self.model,
+            self.loss,
+            images,
+            targets,
+            self.recipe.accumulate,
+            seeds.key(self.recipe.seed, *purpose),
+        )
+        scale = machine.scaler.get_scale()
+        machine.unscale(self.optimizer)
+        observed = observe(
+            self.loss,
+            outcome.loss,
+            outcome.losses,
+            outcome.present,
+            outcome.logits,
+            targets,
+            self.network.parameters(),
+            scale,
+        )
+        if math.isfinite(observed.loss) and not observed.finite and machine.scaler.is_enabled() and scale > 1:
+            self.advance(skipped=progress.skipped + 1)
+            self.record(event="skipped", **self.place, scale=scale)
+        elif not observed.finite:
+            self.refuse_nonfinite(planned, observed)
+        machine.step(self.optimizer)
         return observed
 
     def divide_lr(self, stage: Stage) -> Iterator[Event]:
@@ -170,15 +212,28 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] /= stage.divide_lr_by
 
+    def cycle_lr(self, planned: StagePlan) -> float:
+        """Set the learning rate where the stage's is cyclic, and return it."""
+        lr = planned.cyclic_lr(self.progress.steps)
+        for group in self.optimizer.param_groups if lr is not None else ():
+            group["lr"] = lr
+        return self.lr
+
     def boundary(self, next_lr: float | None) -> Boundary:
         """Record a stage boundary as it stands before the reference moves."""
         distance = float(self.optimizer.distance()) if isinstance(self.optimizer, PESG) else None
-        self.metrics.write(event="boundary", **self.place, lr=self.lr, next_lr=next_lr, distance=distance)
+        self.record(event="boundary", **self.place, lr=self.lr, next_lr=next_lr, distance=distance)
         return Boundary(self.progress.stage, self.progress.steps, self.lr, next_lr, distance)
 
-    def doubts(self) -> Iterator[str]:
+    def stale(self, planned: StagePlan) -> bool:
+        """Whether the last stage has gone on for the recipe's patience without a better epoch."""
+        best, patience = self.progress.best, self.recipe.patience
+        last = planned is self.plan.stages[-1]
+        return bool(last and patience and best and self.progress.epoch - best.epoch >= patience)
+
+    def doubts(self, planned: StagePlan) -> Iterator[str]:
         """Yield, in words, what went wrong for a finding in the epoch whose steps are done."""
-        progress, findings = self.progress, self.dataset.info.findings
+        progress, findings = self.progress, planned.findings
         where = f"stage {progress.stage}, epoch {progress.epoch + 1}"
         unseen = [name for name, count in zip(findings, progress.seen, strict=True) if not count]
         if unseen:
@@ -200,35 +255,43 @@ class Trainer:
                 f"along, and AUC-M only drew scores to their class means; raise stage{progress.stage}.margin"
             )
 
-    def tune_scores(
-        self, network: Classifier, model: torch.nn.Module
-    ) -> Generator[Event, None, npt.NDArray[np.float32]]:
-        parts = []
-        device = self.fabric.device
-        with closing(scoring.score(network, self.dataset, self.plan.tune, device=device, model=model)) as batches:
-            for rows, scores in batches:
-                parts.append(scores)
-                yield Scored(len(rows))
-                self.leave_if_asked()
-        return np.concatenate(parts)
+        if progress.skipped and progress.skipped > progress.steps / 10:
+            yield f"{where}: fp16 could not make {progress.skipped} of {progress.steps} steps: take bf16, or 32"
 
-    def aurocs(self, scores: npt.NDArray[np.float32]) -> tuple[dict[str, float], float]:
-        truth = self.dataset.truth(self.plan.tune)
-        aurocs = {name: auroc(truth[:, k], scores[:, k]) for k, name in enumerate(self.dataset.info.findings)}
+    def tune_scores(self, network: Classifier) -> Generator[Event, None, npt.NDArray[np.float32]]:
+        parts, machine, rows = [], self.machine, self.plan.tune
+        if machine.processes > 1:
+            # Batch normalisation's statistics are each process's own until the leading one's are taken.
+            processes.broadcast(list(network.buffers()))
+        part = {"rank": machine.rank, "ranks": machine.processes}
+        scored = scoring.score(network, self.dataset, rows, machine.device, machine.fabric.autocast, **part)
+        with closing(scored) as batches:
+            for taken, scores in batches:
+                parts.append((taken, scores))
+                yield Scored(len(taken))
+                self.leave_if_asked()
+        return scoring.gathered(rows, parts, machine.device)
+
+    def aurocs(self, planned: StagePlan, scores: npt.NDArray[np.float32]) -> tuple[dict[str, float], float]:
+        truth = self.dataset.truth(self.plan.tune)[:, planned.columns]
+        aurocs = {name: auroc(truth[:, k], scores[:, k]) for k, name in enumerate(planned.findings)}
         defined = [value for value in aurocs.values() if not math.isnan(value)]
         return aurocs, float(np.mean(defined)) if defined else math.nan
 
     def finish(self) -> Iterator[Event]:
+        self.machine.wait()  # for the leading process, which writes the best checkpoint
         network, info = checkpoint.load_network(self.run, "best")
-        scores = yield from self.tune_scores(network, launch.setup(self.fabric, network))
-        table: dict[str, Any] = {"path": self.dataset.ids(self.plan.tune)}
-        table |= {name: scores[:, k] for k, name in enumerate(info.findings)}
-        folder.write_table(self.run / "scores-tune.parquet", table)
-        truth = self.dataset.truth(self.plan.tune)
+        scores = yield from self.tune_scores(network.to(self.machine.device))
+        planned = self.plan.stages[-1]
+        truth = self.dataset.truth(self.plan.tune)[:, planned.columns]
+        if self.machine.leads:
+            table: dict[str, Any] = {"path": self.dataset.ids(self.plan.tune)}
+            table |= {name: scores[:, k] for k, name in enumerate(info.findings)}
+            folder.write_table(self.run / "scores-tune.parquet", table)
         parts = {name: components(truth[:, k], scores[:, k]) for k, name in enumerate(info.findings)}
         best = self.progress.best
         assert best is not None
-        yield Finished(self.run, best.epoch, parts, self.aurocs(scores)[1])
+        yield Finished(self.run, best.epoch, parts, self.aurocs(planned, scores)[1])
 
     def advance(self, **changes: Any) -> None:
         self.progress = self.progress.model_copy(update=changes)
@@ -241,7 +304,7 @@ class Trainer:
     def place(self) -> dict[str, int]:
         return {"stage": self.progress.stage, "epoch": self.progress.epoch + 1, "step": self.progress.steps}
 
-    def note(self, observed: Observation) -> None:
+    def note(self, observed: Observation, lr: float) -> None:
         """Count a step that was made, and record it."""
         progress = self.progress
         alphas = observed.saddle.get("alpha", [0.0] * len(progress.risen))
@@ -252,10 +315,10 @@ class Trainer:
             seen=tuple(old + new for old, new in zip(progress.seen, observed.positives, strict=True)),
             risen=tuple(old or alpha > 0 for old, alpha in zip(progress.risen, alphas, strict=True)),
         )
-        self.metrics.write(
+        self.record(
             event="step",
             **self.place,
-            lr=self.lr,
+            lr=lr,
             loss=observed.loss,
             gradient_norm=observed.gradient_norm,
             losses=observed.losses,
@@ -266,45 +329,81 @@ class Trainer:
             positives_seen=self.progress.seen,
             logit_gradients=observed.logit_gradients,
         )
-        self.advance(metrics_bytes=self.metrics.size)
 
-    def save_if_due(self) -> None:
-        self.leave_if_asked()
+    def record(self, **entry: Any) -> None:
+        """Append to the run's metrics, and keep their size with the progress."""
+        if self.metrics:
+            self.metrics.write(**entry)
+            before = [one for one in self.plan.stages if one.number < self.progress.stage]
+            steps = sum(one.stage.epochs * len(one.sampler) for one in before) + self.progress.steps
+            [planned] = [one for one in self.plan.stages if one.number == self.progress.stage]
+            self.failures += self.loggers.log(entry, steps, planned.findings)
+            # What else is written, a resumed run writes again before it comes to the next of these.
+            if entry["event"] in ("step", "epoch"):
+                self.advance(metrics_bytes=self.metrics.size)
+
+    def time(self, **entry: Any) -> None:
+        if self.metrics:
+            self.metrics.time(**self.place, **entry)
+
+    def save_or_leave(self) -> None:
+        """After a step: leave where a signal or the time limit says so, save where it is time; all processes alike."""
         unit, many = config.interval(self.recipe.checkpoint_every)
-        since = self.progress.steps % many if unit == "steps" else many - (time.monotonic() - self.saved_at)
-        if since <= 0:
+        now = time.monotonic()
+        due = self.progress.steps % many == 0 if unit == "steps" else now - self.saved_at >= many
+        signal, due, late = self.agreed(self.interruption.signal, due, now >= self.deadline)
+        if signal or due or late:
             self.save("last")
+        if signal:
+            self.interruption.leave(int(signal))
+        if late:
+            raise TimeLimit
 
     def leave_if_asked(self) -> None:
-        if self.interruption.wanted:
+        """While scores are made: leave where a signal says so. The epoch's last step is saved with all it wrote."""
+        [signal] = self.agreed(self.interruption.signal)
+        if signal:
             self.save("last")
-            self.interruption.leave()
+            self.interruption.leave(int(signal))
+
+    def agreed(self, *wishes: float) -> list[float]:
+        """Return the largest of each wish over the processes."""
+        if self.machine.processes == 1:
+            return list(wishes)
+        return processes.largest(torch.tensor(wishes, dtype=torch.float64, device=self.machine.device)).tolist()
 
     def save(self, which: checkpoint.Which) -> None:
-        self.metrics.sync()
-        state = {"loss": self.loss.state_dict(), "optimizer": self.optimizer.state_dict()} if which == "last" else {}
-        checkpoint.save(self.run, which, self.progress, self.network.state_dict(), state)
         self.saved_at = time.monotonic()
+        if not self.metrics:
+            return
+        self.metrics.sync()
+        state: dict[str, Any] = {}
+        if which == "last":
+            parts = {"loss": self.loss, "optimizer": self.optimizer, "scaler": self.machine.scaler}
+            state = {name: part.state_dict() for name, part in parts.items()}
+        made_on = folder.made_on(self.machine.device, self.machine.processes)
+        checkpoint.save(self.run, which, self.progress, self.network.state_dict(), state, made_on)
 
-    def refuse_nonfinite(self, batch: loader.Batch, logits: torch.Tensor, observed: Observation) -> NoReturn:
-        findings, progress = self.dataset.info.findings, self.progress
-        broken = ~torch.isfinite(logits).all(dim=0).cpu()
+    def refuse_nonfinite(self, planned: StagePlan, observed: Observation) -> NoReturn:
+        progress = self.progress
         what = "loss" if not math.isfinite(observed.loss) else "gradient's norm"
         value = observed.loss if what == "loss" else observed.gradient_norm
-        named = [name for name, bad in zip(findings, broken.tolist(), strict=True) if bad] or list(findings)
+        named = [name for name, bad in zip(planned.findings, observed.broken, strict=True) if bad] or planned.findings
+        rows = self.plan.train[planned.sampler.whole_batches(progress.epoch)[progress.step]]
         report = self.run / "nonfinite.json"
-        files.write_json(
-            report,
-            {
-                "stage": progress.stage,
-                "epoch": progress.epoch + 1,
-                "step": progress.steps + 1,
-                "loss": str(observed.loss),
-                "gradient_norm": str(observed.gradient_norm),
-                "findings": named,
-                "scans": self.dataset.ids(batch.rows),
-            },
-        )
+        if self.machine.leads:
+            files.write_json(
+                report,
+                {
+                    "stage": progress.stage,
+                    "epoch": progress.epoch + 1,
+                    "step": progress.steps + 1,
+                    "loss": str(observed.loss),
+                    "gradient_norm": str(observed.gradient_norm),
+                    "findings": named,
+                    "scans": self.dataset.ids(rows),
+                },
+            )
         raise DataError(
             f"the {what} is {value} at stage {progress.stage}, epoch {progress.epoch + 1}, "
             f"step {progress.step + 1}: {', '.join(named)}",

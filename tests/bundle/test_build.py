@@ -1,6 +1,7 @@
 """Export: one file, equal to PyTorch for any mixture of members, or nothing at all."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,9 @@ from onnx import numpy_helper
 
 from damcli.bundle import build, graph
 from damcli.bundle.runtime import Model
+from damcli.data import augment
 from damcli.errors import DataError, GateError, UsageError
+from damcli.recipes import Augmentation
 
 
 def by_torch(member, images):
@@ -77,6 +80,43 @@ def test_colour_scans_keep_their_channels_apart(make_member, draw, tmp_path, cap
     scores = Model.open(tmp_path / "colour.onnx", "cpu").score(images)
     np.testing.assert_allclose(scores, by_torch(member, images), atol=1e-6)
     assert np.abs(scores - by_torch(member, images[..., ::-1].copy())).max() > 1e-4
+
+
+def test_views_are_scored_inside_each_member_by_its_own_maps(make_member, draw, tmp_path):
+    strengths = Augmentation(rotate=20, shear=15, flip=True)
+    large = make_member(["Edema", "Fracture"], size=48, channels=3, seed=1)
+    large = replace(large, views=augment.maps(strengths, torch.arange(3)))
+    small = make_member(["Edema"], size=36, channels=3, seed=2)
+    small = replace(small, views=augment.maps(strengths, torch.arange(10, 11)))
+    images, path = draw(5, channels=3), tmp_path / "views.onnx"
+    parity = build.export([large, small], path, images)
+    assert parity.max_difference < 1e-5
+
+    def mean(member, pixels):
+        """Scan by scan and view by view, from torch's own functions."""
+        scores = np.zeros((len(pixels), len(member.findings)))
+        for row, scan in zip(scores, pixels, strict=True):
+            seen = [scan[None]]
+            for view in member.views:
+                grid = torch.nn.functional.affine_grid(view[None], [1, *scan.shape], align_corners=False)
+                seen.append(torch.nn.functional.grid_sample(scan[None], grid, align_corners=False))
+            with torch.no_grad():
+                row[:] = np.mean([member.network(one).sigmoid().numpy()[0] for one in seen], axis=0)
+        return scores
+
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+    lower = [cv2.resize(scan.astype(np.float32) / 255, (36, 36), interpolation=cv2.INTER_AREA) for scan in images]
+    lower = torch.from_numpy(np.stack(lower)).permute(0, 3, 1, 2)
+    a, b = mean(large, pixels), mean(small, lower)
+    expected = np.stack([(a[:, 0] + b[:, 0]) / 2, a[:, 1]], 1)
+    model = Model.open(path, "cpu")
+    np.testing.assert_allclose(model.score(images), expected, atol=1e-5)
+    np.testing.assert_allclose(model.score(images[3:4]), expected[3:4], atol=1e-5)
+    assert np.abs(by_torch(large, images) - a).max() > 1e-3, "the views make a difference"
+    assert [member.views for member in model.info.members] == [4, 2]
+    card = (tmp_path / "views.onnx.md").read_text(encoding="utf-8")
+    assert "the mean over its views" in card
+    assert "| test_resnet | 48 | 4 |" in card
 
 
 @pytest.mark.parametrize(("size", "smaller"), [(12, 4), (320, 224), (7, 5), (5, 5), (9, 1)])

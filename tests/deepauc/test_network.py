@@ -42,6 +42,31 @@ def test_input_is_scaled_and_normalised(tiny):
     assert {"mean", "std"} <= set(tiny.state_dict())
 
 
+@pytest.mark.parametrize(("channels", "in_chans"), [(1, 3), (3, 3), (1, 1)])
+def test_normalisation_is_exact_in_the_images_layout(channels, in_chans):
+    network = Classifier(TINY, 1, in_chans=in_chans).eval()
+    scans = grey() if channels == 1 else torch.stack([grey(), 255 - grey(), grey() // 2], dim=-1)
+    images = network.as_input(scans)
+    assert torch.equal(images.flatten(), (scans if channels == 1 else scans.permute(0, 3, 1, 2)).flatten() / 255)
+    seen = []
+    network.backbone.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    network(images.contiguous(memory_format=torch.channels_last))
+    exact = (images.double() - network.mean) / network.std
+    torch.testing.assert_close(seen[0].double(), exact.expand(-1, in_chans, -1, -1), rtol=0, atol=1e-6)
+    if channels == in_chans:
+        assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_normalisation_of_a_checkpoint_counts(tiny):
+    network = Classifier(TINY, 3).eval()
+    network.load_state_dict(
+        {**tiny.state_dict(), "mean": torch.full((3, 1, 1), 0.4), "std": torch.full((3, 1, 1), 0.3)}
+    )
+    images = network.as_input(grey())
+    expected = tiny.backbone(((images - 0.4) / 0.3).expand(-1, 3, -1, -1))
+    torch.testing.assert_close(network(images), expected)
+
+
 def test_scores_do_not_depend_on_batch_mates(tiny):
     images = tiny.as_input(grey(4))
     torch.testing.assert_close(tiny(images)[:1], tiny(images[:1]))

@@ -11,7 +11,7 @@ from damcli.errors import DataError, MachineError
 from damcli.training import checkpoint
 from damcli.training.checkpoint import Best, Progress
 
-PROGRESS = Progress(stage=2, epoch=1, step=3, steps=11, loss_sum=0.1 + 0.2, best=Best(epoch=1, mean_auroc=0.75))
+PROGRESS = Progress(stage=2, epoch=1, step=3, steps=11, loss_sum=0.1 + 0.2, best=Best(epoch=1, auroc=0.75))
 WEIGHTS = {"layer.weight": torch.arange(6.0).view(2, 3), "layer.counter": torch.tensor(7)}
 
 
@@ -87,7 +87,47 @@ def test_a_kill_at_any_moment_of_writing_leaves_a_whole_checkpoint(tmp_path):
     assert checkpoint.read_progress(tmp_path) == later
     checkpoint.save(tmp_path, "last", PROGRESS, WEIGHTS, {})
     assert checkpoint.read_progress(tmp_path) == PROGRESS
-    assert [entry.name for entry in folder.iterdir()] == ["last"]
+    assert sorted(entry.name for entry in folder.iterdir()) == ["last", "previous"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, name, damage):
+    earlier = PROGRESS.model_copy(update={"step": 2})
+    checkpoint.save(tmp_path, "last", earlier, WEIGHTS, {"optimizer": {"lr": torch.tensor(1.0)}}, {"torch": "1"})
+    checkpoint.save(tmp_path, "last", PROGRESS, WEIGHTS, {"optimizer": {"lr": torch.tensor(2.0)}})
+    assert checkpoint.latest(tmp_path) == checkpoint.Latest("last", PROGRESS, {}, None)
+    file = tmp_path / "checkpoints" / "last" / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    {
+        "flip": lambda: file.write_bytes(data),
+        "cut": lambda: file.write_bytes(data[: len(data) // 2]),
+        "remove": file.unlink,
+    }[damage]()
+    found = checkpoint.latest(tmp_path)
+    assert (found.which, found.progress, found.made_on) == ("previous", earlier, {"torch": "1"})
+    assert "last" in found.doubt
+    assert name in found.doubt
+
+    checkpoint.settle(tmp_path, found.which)
+    assert checkpoint.latest(tmp_path) == checkpoint.Latest("last", earlier, {"torch": "1"}, None)
+    assert checkpoint.load_state(tmp_path)["optimizer"]["lr"] == 1
+    # The damaged one does not become the one before of the next.
+    checkpoint.save(tmp_path, "last", PROGRESS, WEIGHTS, {})
+    (tmp_path / "checkpoints" / "last" / name).unlink()
+    assert checkpoint.latest(tmp_path).progress == earlier
+
+
+def test_two_damaged_checkpoints_are_refused_by_the_name_of_the_last(tmp_path):
+    assert checkpoint.latest(tmp_path) is None
+    for _ in range(2):
+        checkpoint.save(tmp_path, "last", PROGRESS, WEIGHTS, {})
+    for name in ("last", "previous"):
+        (tmp_path / "checkpoints" / name / "model.safetensors").write_bytes(b"")
+    with pytest.raises(DataError, match=r"damaged: model\.safetensors has changed") as raised:
+        checkpoint.latest(tmp_path)
+    assert raised.value.where == tmp_path / "checkpoints" / "last" / "model.safetensors"
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):

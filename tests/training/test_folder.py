@@ -18,10 +18,10 @@ from damcli.training import folder, plan
 def run(toy, recipe, tmp_path):
     dataset = Dataset.open(toy)
     settings = recipe(description='a "quoted" \\ name\nin two lines: µ')
-    tune = plan.make(settings, dataset).tune
+    planned = plan.make(settings, dataset)
     run = tmp_path / "run"
     run.mkdir()
-    folder.create(run, settings, {"stage2.lr": "--set stage2.lr"}, "toy", dataset, tune, torch.device("cpu"), {})
+    folder.create(run, settings, {"stage2.lr": "--set stage2.lr"}, "toy", dataset, planned, None, torch.device("cpu"), {})
     return run
 
 
@@ -32,7 +32,7 @@ def test_every_setting_is_there_with_its_origin_and_comes_back(run, recipe, toy)
     written = {
         key for key, value in Recipe.model_validate(tomllib.loads(text)).model_dump().items() if value is not None
     }
-    assert written == set(Recipe.model_fields) - {"weights", "activation"}
+    assert written == set(Recipe.model_fields) - {"weights", "activation", "patience"}
     info = folder.read_run(run)
     assert info.recipe == recipe(description='a "quoted" \\ name\nin two lines: µ')
     assert info.facts.recipe_name == "toy"

@@ -44,7 +44,7 @@ def test_bf16_is_taken_from_a_speedup_of_1_3_on(monkeypatch, mixed, expected):
 def test_logits_are_float32_in_either_precision():
     network = torch.nn.Linear(3, 2)
     for precision in ("32", "bf16"):
-        model = launch.setup(launch.start("cpu", precision), copy.deepcopy(network))
+        model = launch.start("cpu", precision).setup(copy.deepcopy(network))
         assert model(torch.rand(4, 3)).dtype == torch.float32
 
 

@@ -35,7 +35,7 @@ def test_stages_get_their_sampler_loss_and_optimizer(dataset, recipe):
     first, second = plan.make(recipe(), dataset).stages
     assert isinstance(first.sampler, UniformSampler)
     assert isinstance(second.sampler, BalancedSampler)
-    loss = second.loss(2)
+    loss = second.loss()
     assert isinstance(second.optimizer(torch.nn.Linear(3, 2), loss), PESG)
     assert first.sampler.seed != second.sampler.seed
 
@@ -46,7 +46,7 @@ def test_the_prior_is_that_of_the_scans_that_are_drawn(make_toy, recipe, tmp_pat
     targets = dataset.targets(planned.train)
     expected = [targets[~np.isnan(targets[:, k]), k].mean() for k in range(2)]
     assert planned.stages[1].prior == pytest.approx(expected)
-    assert planned.stages[1].loss(2).prior.tolist() == pytest.approx(expected)
+    assert planned.stages[1].loss().prior.tolist() == pytest.approx(expected)
 
 
 def test_balanced_sampling_of_several_findings_has_no_prior(dataset, recipe):
