@@ -69,7 +69,8 @@ def disk_errors(path: Path) -> Iterator[None]:
 def replacing_folder(path: Path, previous: Path | None = None) -> Iterator[Path]:
     """Yield an empty folder beside `path`; on success its files are synced and it takes the place of `path`.
 
-    With `previous`, what was there before is kept under that name, in place of what that name held. Killed at any moment, `settled_folder` still finds the old folder or the new one whole. For one writer at a time.
+    With `previous`, what was there before is kept under that name, in place of what that name held. Killed at any
+    moment, `settled_folder` still finds the old folder or the new one whole. For one writer at a time.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as parent:

@@ -206,6 +206,15 @@ def find(name: str, beside: Path | None = None) -> Path:
     )
 
 
+def label(name: str) -> str:
+    """Return what a recipe is called in the name of a folder or file, `NAME` or `NAME-FORM`.
+
+    >>> label("demo/ci")
+    'demo-ci'
+    """
+    return called(find(name)).replace("/", "-")
+
+
 def load(name: str) -> Layer:
     """Read a recipe, what it `extends` underneath, as the lowest layer of settings."""
     file = find(name)

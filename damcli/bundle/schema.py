@@ -34,6 +34,7 @@ class MemberInfo(Strict):
     loss: str
     seed: int
     dataset: str = Field(description="the fingerprint of the dataset it was trained on")
+    fold: int | None = Field(default=None, description="of the dataset's folds, the one that was held out")
     weights_sha256: str
     started_from: str | None = Field(default=None, description="SHA-256 of the weights that training began with")
     findings: tuple[str, ...]

@@ -37,6 +37,7 @@ def load_member(run: Path, tta: int | None = None) -> tuple[Member, RunInfo]:
         "loss": info.loss,
         "seed": info.recipe.seed,
         "dataset": info.facts.fingerprint,
+        "fold": info.facts.fold,
         "weights_sha256": checkpoint.weights_sha256(run),
         "started_from": info.facts.weights_sha256,
     }

@@ -98,7 +98,8 @@ def _evaluations(path: Path, row: Row, left: str) -> Iterator[Row]:
         used = "used for selection" if document["selection"]["used"] else mean["why"]
         place = {"dataset": Path(truth["path"]).name, "split": truth["split"]}
         figures = {"auroc": mean["value"], "low": mean["low"], "high": mean["high"]}
-        yield row | place | figures | {"remark": ", ".join(part for part in (used, left) if part)}
+        tta = f"{document['views']} views" if document["views"] > 1 else ""
+        yield row | place | figures | {"remark": ", ".join(part for part in (used, tta, left) if part)}
 
 
 def _progress(run: Path) -> Progress | None:

@@ -100,7 +100,8 @@ class Selection:
 class Evaluation:
     """Scores (n, K) and truth of the same scans and findings, and where both come from.
 
-    `kind` is run, model or scores; `failed` scans could not be scored and are in neither.
+    `kind` is run, model, folds or scores; `failed` scans could not be scored and are in neither; a score is the mean
+    over `views` of a scan.
     """
 
     kind: str
@@ -110,6 +111,7 @@ class Evaluation:
     selection: Selection
     failed: int = 0
     remarks: tuple[str, ...] = ()
+    views: int = 1
 
     @cached_property
     def parts(self) -> list[Components]:
@@ -141,7 +143,8 @@ class Evaluation:
     def title(self) -> str:
         """What was evaluated on what, in one line."""
         split = f", split {self.truth.split}" if self.truth.split else ""
-        return f"{self.subject} on {self.truth.path}{split}, {len(self.truth.ids)} scans"
+        views = f", {self.views} views each" if self.views > 1 else ""
+        return f"{self.subject} on {self.truth.path}{split}, {len(self.truth.ids)} scans{views}"
 
     @property
     def notes(self) -> list[str]:
@@ -197,6 +200,7 @@ class Evaluation:
             "scans": len(truth.ids),
             "patients": self.patients,
             "failed": self.failed,
+            "views": self.views,
             "interval": {"level": LEVEL, "method": METHOD},
             "findings": findings,
             "mean": {"findings": self.defined, "auroc": tables.document(self.mean)},

@@ -15,7 +15,7 @@ from damcli import files
 from damcli.deepauc.network import Classifier
 from damcli.errors import MachineError
 from damcli.recipes import Recipe
-from damcli.training import checkpoint, folder, launch, loggers, plan, scoring, seeds, world
+from damcli.training import checkpoint, folder, launch, loggers, metadata, plan, scoring, seeds, world
 from damcli.training.checkpoint import Latest, Progress
 from damcli.training.events import Event, Noted, PrecisionChosen, Started, TimeIsUp, Warned
 from damcli.training.interruption import Interruption
@@ -46,8 +46,8 @@ def train(
 
     A patient-wise part of the split (`tune`) is kept out and chooses the best epoch; no other split is touched. With
     `fold` it is all folds but this one that are trained on. `resume` continues a run from its last checkpoint, with its
-    own settings. `time_limit` is in seconds. SIGINT and SIGTERM are granted after the step at hand, once its state is
-    saved.
+    own settings. `time_limit` is in seconds; `log` names the loggers that follow the run (`training.loggers`). SIGINT
+    and SIGTERM are granted after the step at hand, once its state is saved.
 
     With `devices` on each of `nodes` machines, or under torchrun, Slurm or MPI, every process calls this function and
     gets the same events; the leading one writes. The run's folder must be one that all of them see.
@@ -70,6 +70,9 @@ def train(
         yield Noted(text)
     for text in plan.warnings(planned, recipe, dataset):
         yield Warned(text)
+    mixture = metadata.of_run(run, recipe, dataset, planned)
+    if mixture:
+        yield Noted(str(mixture))
     latest = checkpoint.latest(run) if resume else None
     if latest and latest.doubt:
         yield Warned(f"{latest.doubt.splitlines()[0]}: going on from the one before, {latest.progress}")
@@ -97,6 +100,8 @@ def train(
             if not resume:
                 folder.refuse_used(run)
                 folder.create(run, recipe, origins or {}, recipe_name, dataset, planned, fold, machine.device, timings)
+            if mixture:
+                metadata.save(mixture, run)
             metrics = open_things.enter_context(Metrics(run, progress.metrics_bytes))
         opened = loggers.open(log if machine.leads else (), run)
         open_things.callback(opened.close)
@@ -114,9 +119,9 @@ def train(
         )
         deadline = time.monotonic() + (math.inf if time_limit is None else time_limit)
         trainer = Trainer(
-            recipe, dataset, run, planned, machine, network, metrics, interruption, progress, deadline, opened
+            recipe, dataset, run, planned, machine, network, metrics, interruption, progress, deadline, opened, mixture
         )
-        with _machine_errors(run, machine):
+        with machine_errors(run, machine):
             try:
                 yield from trainer.stages()
             except TimeLimit:
@@ -157,7 +162,7 @@ def _differences(latest: Latest | None, machine: Machine) -> Iterator[str]:
 
 
 @contextmanager
-def _machine_errors(run: Path, machine: Machine) -> Iterator[None]:
+def machine_errors(run: Path, machine: Machine) -> Iterator[None]:
     """Say what a machine's failure means for a run, in place of what torch says."""
     try:
         yield

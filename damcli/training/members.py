@@ -97,6 +97,7 @@ def train(
     devices: int | None = None,
     nodes: int | None = None,
     time_limit: float | None = None,
+    log: Sequence[str] = (),
 ) -> Generator[MemberEvent, None, None]:
     """Train the folds or the ensemble to its end, in turn; yields what happens.
 
@@ -105,7 +106,8 @@ def train(
     """
     from damcli.training.events import MembersFinished
 
-    keywords: dict[str, Any] = {"device": device, "devices": devices, "nodes": nodes, "left": clock(time_limit)}
+    keywords: dict[str, Any] = {"device": device, "devices": devices, "nodes": nodes, "log": log}
+    keywords["left"] = clock(time_limit)
     with claimed(members, dataset):
         begun = begun_runs(members)
         for member in members.unfinished:
@@ -134,6 +136,7 @@ def train_one(
     device: str,
     devices: int | None,
     nodes: int | None,
+    log: Sequence[str],
 ) -> Generator[MemberEvent, None, None]:
     """Train one member to its end, score its fold, and record that it is done; it waits on where time is up."""
     from damcli.training import loop
@@ -156,6 +159,7 @@ def train_one(
         devices=devices,
         nodes=nodes,
         time_limit=left(),
+        log=log,
     )
     finished = None
     with closing(events):

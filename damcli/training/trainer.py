@@ -14,26 +14,26 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from damcli import config, files
+from damcli import config
 from damcli.data import loader
 from damcli.data.augment import augment
-from damcli.deepauc import PESG, AUCMarginLoss, processes
+from damcli.deepauc import PESG, processes
 from damcli.deepauc.network import Classifier
-from damcli.errors import DataError
 from damcli.metrics import auroc, components
 from damcli.recipes import Recipe, Stage
-from damcli.training import checkpoint, folder, scoring, seeds, step
+from damcli.training import checkpoint, folder, scoring, seeds, step, troubles
 from damcli.training.checkpoint import Best, Progress
 from damcli.training.events import Boundary, EpochDone, Event, Finished, Noted, Scored, StageStarted, Step, Warned
 from damcli.training.interruption import Interruption
 from damcli.training.launch import Machine
 from damcli.training.loggers import Loggers
+from damcli.training.metadata import Trained
 from damcli.training.observation import Observation, observe
 from damcli.training.plan import Plan, StagePlan
 from damcli.training.tracking import Metrics
@@ -63,6 +63,7 @@ class Trainer:
     progress: Progress
     deadline: float = math.inf  # of `time.monotonic`
     loggers: Loggers = field(default_factory=lambda: Loggers({}))
+    mixture: Trained | None = None  # the metadata network, whose scores are mixed with the final ones
 
     def __post_init__(self) -> None:
         self.scan_seeds = seeds.of_scans(self.dataset.manifest["id"].to_list())
@@ -130,7 +131,7 @@ class Trainer:
                     yield Warned(self.failures.pop())
                 self.save_or_leave()
         speed = scans / (time.perf_counter() - started)
-        for text in self.doubts(planned):
+        for text in troubles.doubts(self.progress, planned, self.loss):
             self.record(event="warning", stage=planned.number, epoch=self.progress.epoch + 1, text=text)
             yield Warned(text)
 
@@ -196,7 +197,9 @@ class Trainer:
             self.advance(skipped=progress.skipped + 1)
             self.record(event="skipped", **self.place, scale=scale)
         elif not observed.finite:
-            self.refuse_nonfinite(planned, observed)
+            rows = self.plan.train[planned.sampler.whole_batches(progress.epoch)[progress.step]]
+            where = self.run if machine.leads else None
+            raise troubles.nonfinite(progress, planned, observed, self.dataset.ids(rows), where)
         machine.step(self.optimizer)
         return observed
 
@@ -231,33 +234,6 @@ class Trainer:
         last = planned is self.plan.stages[-1]
         return bool(last and patience and best and self.progress.epoch - best.epoch >= patience)
 
-    def doubts(self, planned: StagePlan) -> Iterator[str]:
-        """Yield, in words, what went wrong for a finding in the epoch whose steps are done."""
-        progress, findings = self.progress, planned.findings
-        where = f"stage {progress.stage}, epoch {progress.epoch + 1}"
-        unseen = [name for name, count in zip(findings, progress.seen, strict=True) if not count]
-        if unseen:
-            yield f"{where}: no positive of {', '.join(unseen)} was met: a balanced sampler or more scans are needed"
-        if not isinstance(self.loss, AUCMarginLoss):
-            return
-        pairs = zip(findings, self.loss.a.tolist(), self.loss.b.tolist(), strict=True)
-        level = [f"{name} (a {a:.3f}, b {b:.3f})" for name, a, b in pairs if a <= b and name not in unseen]
-        if level:
-            yield (
-                f"{where}: a ≤ b for {', '.join(level)}: its positives do not yet score above its negatives; train "
-                f"longer, or try another stage{progress.stage}.lr or ab_start"
-            )
-        last = zip(findings, progress.risen, self.loss.alpha.tolist(), strict=True)
-        flat = [name for name, risen, alpha in last if not (risen or alpha > 0) and name not in unseen]
-        if flat and self.loss.projected and progress.epoch == 0:
-            yield (
-                f"{where}: α of {', '.join(flat)} sat at 0 from the start: the margin {self.loss.margin:g} was met all "
-                f"along, and AUC-M only drew scores to their class means; raise stage{progress.stage}.margin"
-            )
-
-        if progress.skipped and progress.skipped > progress.steps / 10:
-            yield f"{where}: fp16 could not make {progress.skipped} of {progress.steps} steps: take bf16, or 32"
-
     def tune_scores(self, network: Classifier) -> Generator[Event, None, npt.NDArray[np.float32]]:
         parts, machine, rows = [], self.machine, self.plan.tune
         if machine.processes > 1:
@@ -282,6 +258,8 @@ class Trainer:
         self.machine.wait()  # for the leading process, which writes the best checkpoint
         network, info = checkpoint.load_network(self.run, "best")
         scores = yield from self.tune_scores(network.to(self.machine.device))
+        if self.mixture:
+            scores = self.mixture.mixed(scores, self.dataset, self.plan.tune)
         planned = self.plan.stages[-1]
         truth = self.dataset.truth(self.plan.tune)[:, planned.columns]
         if self.machine.leads:
@@ -383,30 +361,3 @@ class Trainer:
             state = {name: part.state_dict() for name, part in parts.items()}
         made_on = folder.made_on(self.machine.device, self.machine.processes)
         checkpoint.save(self.run, which, self.progress, self.network.state_dict(), state, made_on)
-
-    def refuse_nonfinite(self, planned: StagePlan, observed: Observation) -> NoReturn:
-        progress = self.progress
-        what = "loss" if not math.isfinite(observed.loss) else "gradient's norm"
-        value = observed.loss if what == "loss" else observed.gradient_norm
-        named = [name for name, bad in zip(planned.findings, observed.broken, strict=True) if bad] or planned.findings
-        rows = self.plan.train[planned.sampler.whole_batches(progress.epoch)[progress.step]]
-        report = self.run / "nonfinite.json"
-        if self.machine.leads:
-            files.write_json(
-                report,
-                {
-                    "stage": progress.stage,
-                    "epoch": progress.epoch + 1,
-                    "step": progress.steps + 1,
-                    "loss": str(observed.loss),
-                    "gradient_norm": str(observed.gradient_norm),
-                    "findings": named,
-                    "scans": self.dataset.ids(rows),
-                },
-            )
-        raise DataError(
-            f"the {what} is {value} at stage {progress.stage}, epoch {progress.epoch + 1}, "
-            f"step {progress.step + 1}: {', '.join(named)}",
-            where=report,
-            fix=f"train again with a lower learning rate: --set stage{progress.stage}.lr=…",
-        )

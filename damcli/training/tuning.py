@@ -174,6 +174,7 @@ def train(
     devices: int | None = None,
     nodes: int | None = None,
     time_limit: float | None = None,
+    log: Sequence[str] = (),
 ) -> Generator[MemberEvent, None, None]:
     """Make every trial that is not made yet, choose the best, and leave it as `winner`; yields what happens.
 
@@ -187,7 +188,7 @@ def train(
 
         assert tune is not None
         proposals = Proposals(parse(tune, members.recipe, ranges=True), members)
-    keywords: dict[str, Any] = {"device": device, "devices": devices, "nodes": nodes}
+    keywords: dict[str, Any] = {"device": device, "devices": devices, "nodes": nodes, "log": log}
     keywords["left"] = clock(time_limit)
     with group.claimed(members, dataset):
         begun = group.begun_runs(members)

@@ -69,7 +69,7 @@ def test_each_member_mixes_in_its_own_metadata(exported, members, draw):
 
 def test_the_card_says_what_the_model_takes_beside_images(exported):
     card = exported[0].with_name("mixed.onnx.md").read_text(encoding="utf-8")
-    assert "- `metadata`: float32 (N, 11), age, sex, site: " in card
+    assert "- `metadata`: float32 (N, 14), age, sex, site: " in card
     assert "0.5 in run-0, 0.2 in run-2" in card
 
 

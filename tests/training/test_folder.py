@@ -21,7 +21,8 @@ def run(toy, recipe, tmp_path):
     planned = plan.make(settings, dataset)
     run = tmp_path / "run"
     run.mkdir()
-    folder.create(run, settings, {"stage2.lr": "--set stage2.lr"}, "toy", dataset, planned, None, torch.device("cpu"), {})
+    origins = {"stage2.lr": "--set stage2.lr"}
+    folder.create(run, settings, origins, "toy", dataset, planned, None, torch.device("cpu"), {})
     return run
 
 

@@ -1,4 +1,4 @@
-"""Which epoch is taken and when training ends: monitor, patience, time limit; folds, and stages with findings of their own."""
+"""Which epoch is taken and when training ends; folds, and stages with findings of their own."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""One batch: in pieces it has the loss and the gradients of the whole; fp16 keeps its gradients or says that it lost them."""
+"""One batch: in pieces it has the loss and the gradients of the whole; fp16 keeps its gradients, or says so."""
 
 import copy
 

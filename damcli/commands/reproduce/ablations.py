@@ -10,6 +10,7 @@ import typer
 
 from damcli import console, project
 from damcli.commands import options
+from damcli.recipes import label
 
 if TYPE_CHECKING:
     from damcli.reproduce.ablations import Row
@@ -47,7 +48,7 @@ def command(
         console.note(f"dataset: {dataset}, the newest under data/")
     recipes = {loss: resolve(recipe, loss, None, assignments or ()) for loss in ("ce", "aucs", "aucm")}
     asked = ablations.Experiment(
-        Dataset.open(dataset), output, recipes, Path(recipe).stem, imratio, range(seeds)
+        Dataset.open(dataset), output, recipes, label(recipe), imratio, range(seeds)
     )  # fmt: skip
     cells.check(asked.dataset)
     total = asked.steps()

@@ -13,6 +13,7 @@ import typer
 from damcli import console, project
 from damcli.commands import options
 from damcli.errors import UsageError
+from damcli.recipes import label
 
 if TYPE_CHECKING:
     from damcli.reproduce.table1 import Experiment, Row
@@ -45,9 +46,7 @@ def experiment(
             f"there is no loss {unknown[0] if unknown else ''!r}", where="--losses", fix="ce,focal,aucs,aucm"
         )
     recipes = {loss: resolve(recipe, loss, None, assignments) for loss in losses}  # type: ignore[arg-type]
-    return table1.Experiment(
-        Dataset.open(dataset), output, recipes, Path(recipe).stem, imratio, range(seeds), values(grid)
-    )
+    return table1.Experiment(Dataset.open(dataset), output, recipes, label(recipe), imratio, range(seeds), values(grid))
 
 
 def values(grid: Sequence[str]) -> dict[str, tuple[float, ...]]:

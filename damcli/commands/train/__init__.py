@@ -99,7 +99,7 @@ def _before_torch() -> None:
 
 def command(
     dataset: Annotated[Path | None, typer.Argument(help="A prepared folder; default: the newest under data/.")] = None,
-    recipe: Annotated[str | None, typer.Option(help=f"A name, NAME/FORM or a .toml file; default: {DEFAULT_RECIPE}.")] = None,
+    recipe: Annotated[str | None, typer.Option(help=f"NAME, NAME/FORM, a .toml; default: {DEFAULT_RECIPE}.")] = None,
     loss: Annotated[str | None, typer.Option(help="aucm, aucs (second stage); ce, focal (one stage).")] = None,
     backbone: Annotated[str | None, typer.Option(help="A timm model.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Weights to start from: safetensors or a state dict.")] = None,
@@ -141,8 +141,7 @@ def command(
 ) -> None:
     """Train a network on a prepared dataset, in two stages by default.
 
-    Settings: recipe < --config < DAMCLI_… < --set < flags. --folds, --tune and recipes of an ensemble make a folder of
-    several runs.
+    Settings: recipe < --config < DAMCLI_… < --set < flags.
 
     Example: damcli train data/chexpert --loss aucm -o runs/aucm
     """
@@ -174,7 +173,7 @@ def command(
             raise UsageError(f"there is no loss {loss!r}", where="--loss", fix="choose aucm, aucs, ce or focal")
         recipe = recipe or DEFAULT_RECIPE
         settings = resolve(recipe, loss, config_file, assignments or (), **flags)  # type: ignore[arg-type]
-        name = recipes.called(recipes.find(recipe)).replace("/", "-")
+        name = recipes.label(recipe)
         run = output or _run_name(name, place)
     if show_config:
         return _show(settings)
@@ -188,21 +187,27 @@ def command(
         for key, value, origin in settings.lines():
             console.note(f"{key} = {value}  ({origin})")
     asked = Asked(fold, folds, tune, trials)
-    machine = {"device": device, "devices": devices, "nodes": nodes, "time_limit": _seconds(time_limit)}
+    machine: dict[str, Any] = {"device": device, "devices": devices, "nodes": nodes, "time_limit": _seconds(time_limit)}
+    machine["log"] = log or ()
     again = resume is not None
     if several.are_in(run) if resume else several.wanted(asked, settings.value):
         _before_torch()
         return several.run(settings, dataset, run, asked, recipe_name=name, resume=again, dry_run=dry_run, **machine)
     if dry_run:
-        return rehearsal.show(rehearsal.check(settings, dataset, run, device, fold))
-    end = train(settings, dataset, run, recipe_name=name, resume=again, fold=fold, log=log or (), **machine)
+        return rehearsal.show(rehearsal.check(settings, dataset, run, device, fold, place.processes))
+    end = train(settings, dataset, run, recipe_name=name, resume=again, fold=fold, **machine)
     display.result(end)
     done = type(end).__name__ == "Finished"
     console.next_step(f"damcli evaluate {run} {dataset}" if done else f"damcli train --resume {run}")
 
 
 def _metadata(columns: str | None, weight: float | None, allow_leaks: bool) -> dict[str, Any] | None:
-    """Return the flags' settings of the metadata network, None where none is given."""
+    """Return the flags' settings of the metadata network, None where none is given.
+
+    Raises `UsageError` where the other flags would do nothing.
+    """
+    if columns is None and allow_leaks:
+        raise UsageError("--allow-leaks is for --metadata, which is not given", fix="leave it out")
     given: dict[str, Any] = {} if columns is None else {"columns": [name.strip() for name in columns.split(",")]}
     given |= {} if weight is None else {"weight": weight}
     return given | ({"allow_leaks": True} if allow_leaks else {}) or None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from damcli import console
 from damcli.config import Resolved
-from damcli.errors import DataError, MachineError
+from damcli.errors import DataError
 from damcli.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def check(
     leading one's part of the batch; what passes between them is not in the figures. Pretrained weights are not fetched.
     """
     from damcli.data.store import Dataset
-    from damcli.training import folder, launch, plan
+    from damcli.training import folder, launch, metadata, plan
 
     recipe, opened = settings.value, Dataset.open(dataset)
     launch.accelerator(device)
@@ -42,6 +42,8 @@ def check(
     planned = plan.make(recipe, opened, fold=fold, ranks=processes)
     for text in plan.warnings(planned, recipe, opened):
         console.warn(text)
+    if recipe.metadata.columns:
+        metadata.prepare(recipe, opened, planned)
     measured = _measure(recipe, opened, planned, device)
     stages = [
         {
@@ -76,7 +78,7 @@ def _measure(recipe: Recipe, dataset: Dataset, planned: Plan, device: str) -> di
     import torch
 
     from damcli.deepauc.network import Classifier
-    from damcli.training import folder, launch
+    from damcli.training import folder, launch, loop
     from damcli.training.checkpoint import Progress
     from damcli.training.interruption import Interruption
     from damcli.training.trainer import Trainer
@@ -97,19 +99,13 @@ def _measure(recipe: Recipe, dataset: Dataset, planned: Plan, device: str) -> di
     if cuda:
         torch.cuda.reset_peak_memory_stats(machine.device)
     # A batch whose loss is not finite is written beside the run, which must not be there yet.
-    with tempfile.TemporaryDirectory() as elsewhere:
+    with tempfile.TemporaryDirectory() as elsewhere, loop.machine_errors(Path(elsewhere), machine):
         trainer = Trainer(recipe, dataset, Path(elsewhere), planned, machine, network, None, Interruption(), Progress())
         try:
             seconds = [_step_seconds(trainer, stage) for stage in planned.stages]
             scored = _scored_per_second(trainer)
         except DataError as problem:
             raise DataError(problem.what, where=dataset.path, fix=problem.fix) from problem
-        except torch.OutOfMemoryError as error:
-            raise MachineError(
-                "the GPU has not enough memory for a batch",
-                where=torch.cuda.get_device_name(machine.device),
-                fix="--set accumulate=2 computes it in two pieces with the same loss; or take smaller batches",
-            ) from error
     now = _peak_resident()
     rise = None if resident is None or now is None else now - resident
     return {

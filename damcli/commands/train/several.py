@@ -71,8 +71,8 @@ def run(
 ) -> None:
     """Train what is asked for into the folder `path`, or go on with what is there, and show it as it goes.
 
-    `machine` are `device`, `devices`, `nodes` and `time_limit`, as in `loop.train`. With `dry_run` the members are
-    listed, and nothing is written.
+    `machine` are `device`, `devices`, `nodes`, `time_limit` and `log`, as in `loop.train`. With `dry_run` the
+    members are listed, and nothing is written.
     """
     from damcli.data.store import Dataset
     from damcli.training import folder, group, members, tuning, world

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from damcli.bundle.schema import ModelInfo
     from damcli.data.store import Dataset
     from damcli.report.evaluation import Evaluation, Selection
     from damcli.training.folder import RunInfo
@@ -99,16 +100,27 @@ def rows(info: RunInfo, dataset: Dataset) -> npt.NDArray[np.int64]:
     return plan.rows_of_folds(dataset, info.facts.fold)[1]
 
 
-def of_model(dataset: Dataset, rows: npt.NDArray[np.int64], unseen: Selection) -> Selection:
-    """Return `unseen`, what is said of a model on a split that no run trains on, unless the scans are in folds.
+def of_model(info: ModelInfo, dataset: Dataset, rows: npt.NDArray[np.int64], unseen: Selection) -> Selection:
+    """Return `unseen`, what is said of a model on a split that no run trains on, unless a member was trained on it.
 
-    A member may have been trained on them then, and a model does not tell.
+    A member that one fold was held out of was trained on the others, `valid` among them where fold 0 is `valid`.
     """
-    from damcli.report.evaluation import Selection
 
-    if unseen.used is not False or dataset.manifest["fold"].gather(rows).is_null().all():
+    from damcli.report.evaluation import Selection
+    from damcli.training import plan
+
+    if unseen.used is not False:
         return unseen
-    return Selection(None, "these scans are in folds; which of them the model's members were trained on is not known")
+    own = [member for member in info.members if member.dataset == dataset.info.fingerprint]
+    folds = sorted({member.fold for member in own if member.fold is not None})
+    trained_on = [set(plan.rows_of_folds(dataset, fold)[0].tolist()) for fold in folds]
+    seen = sum(any(row in each for each in trained_on) for row in rows.tolist())
+    if not seen:
+        return unseen
+    listed = ", ".join(map(str, folds))
+    return Selection(
+        True, f"members of the model that held out fold {listed} were trained on {seen} of these {len(rows)} scans"
+    )
 
 
 def selection(info: RunInfo, dataset: Dataset, rows: npt.NDArray[np.int64]) -> Selection:
