@@ -98,7 +98,7 @@ def _evaluations(path: Path, row: Row, left: str) -> Iterator[Row]:
         used = "used for selection" if document["selection"]["used"] else mean["why"]
         place = {"dataset": Path(truth["path"]).name, "split": truth["split"]}
         figures = {"auroc": mean["value"], "low": mean["low"], "high": mean["high"]}
-        tta = f"{document['views']} views" if document["views"] > 1 else ""
+        tta = f"{document['views']} views" if document.get("views", 1) > 1 else ""
         yield row | place | figures | {"remark": ", ".join(part for part in (used, tta, left) if part)}
 
 
