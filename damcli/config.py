@@ -132,8 +132,10 @@ def resolve(model: type[M], layers: Iterable[Layer]) -> Resolved[M]:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         origin = origins.get(key) or next((o for k, o in origins.items() if k.startswith(key + ".")), "the recipe")
-        given = "" if first["type"] == "missing" else f", got {first['input']!r}"
-        raise UsageError(f"setting {key or 'as a whole'}: {first['msg']}{given}", where=origin) from error
+        own = first["type"] == "value_error"  # a sentence of the schema's own, which says what it got
+        what = str(first["ctx"]["error"]) if own else first["msg"].replace("a valid tuple", "a list, as [1, 2]")
+        given = "" if own or first["type"] == "missing" else f", got {first['input']!r}"
+        raise UsageError(f"setting {key or 'as a whole'}: {what}{given}", where=origin) from error
 
 
 def unknown_key(key: str, known: Iterable[str], origin: str) -> UsageError:

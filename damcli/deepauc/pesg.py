@@ -87,7 +87,8 @@ class PESG(Optimizer):
         # `averaged` counts the steps of the stage; held in the groups, `state_dict` carries it. `fused` tells
         # `load_state_dict` to put Adam's counters where the parameters are.
         super().__init__(groups, {**settings, "ascend": False, "averaged": 0, "fused": True})
-        if processes.count() > 1:
+        # As the loss: one in evaluation mode is that of this process alone, and others may not come here at all.
+        if loss.training and processes.count() > 1:
             processes.broadcast([p for group in self.param_groups for p in group["params"]])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -3,8 +3,9 @@
 An epoch is divided evenly over its batches instead of leaving a short last one: 33 scans in batches of at most 32
 make 17 and 16, and none is so small that batch normalisation fails on it.
 
-`batch_size` is the global batch's. Of `ranks` processes each draws the same batches and takes its own part of each:
-parts differ by one scan at most, and so do their positives of the finding that a batch is balanced for.
+`batch_size` is the global batch's, and `smallest` how many scans the smallest one really has. Of `ranks` processes each
+draws the same batches and takes its own part of each: parts differ by one scan at most, and so do their positives of
+the finding that a batch is balanced for.
 
 An epoch is a function of the seed: `batches(epoch)`. Iterating goes on from epoch to epoch, from where `state_dict`
 says; a sampler is a `batch_sampler` for torch's `DataLoader` (with workers, which read ahead, count the batches that
@@ -60,6 +61,7 @@ class Sampler:
         raise NotImplementedError
 
     def _check_smallest(self, smallest: int) -> None:
+        self.smallest = smallest
         if smallest < self.ranks:
             raise ValueError(
                 f"batch_size must give each of {self.ranks} ranks a scan of every batch, "

@@ -32,6 +32,10 @@ MEND = "take it from a backup, or train again"
 Which = Literal["last", "previous", "best"]
 
 
+class NotFinite(DataError):  # noqa: N818
+    """A run's numbers are no longer finite: what all its processes find at the same place."""
+
+
 class Best(Strict):
     """The epoch (counted from 1) of the last stage that did best on the tune part, and the AUROC that says so.
 
@@ -84,17 +88,12 @@ def save(
     """Replace a checkpoint: `weights` is the network's state dict, `training` nested dicts and lists of tensors,
     numbers and text (states of the optimizer and the loss), `made_on` what the figures may depend on besides.
 
-    What was `last` before is kept as `previous`. Raises `DataError` for weights that are not finite: a broken network
-    never takes the place of a sound one.
+    What was `last` before is kept as `previous`. Raises `NotFinite`: a broken network never takes the place of a sound
+    one.
     """
     from safetensors.torch import save as as_bytes
 
-    if not all(bool(torch.isfinite(value).all()) for value in weights.values() if value.is_floating_point()):
-        raise DataError(
-            f"the network's weights are no longer finite numbers at {progress}",
-            where=run,
-            fix="train again with a lower learning rate; the checkpoint before this one is kept",
-        )
+    check_finite(run, progress, weights)
     tensors: dict[str, torch.Tensor] = {}
     skeleton = _pack(training, "", tensors)
     previous = run / "checkpoints" / "previous" if which == "last" else None
@@ -112,6 +111,16 @@ def save(
             "training": skeleton,
         }
         files.write_json(folder / STATE, {**state, "seal": _seal(state)})
+
+
+def check_finite(run: Path, progress: Progress, weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise `NotFinite` where a weight is no finite number."""
+    if not all(bool(torch.isfinite(value).all()) for value in weights.values() if value.is_floating_point()):
+        raise NotFinite(
+            f"the network's weights are no longer finite numbers at {progress}",
+            where=run,
+            fix="train again with a lower learning rate; the checkpoint before this one is kept",
+        )
 
 
 @dataclass(frozen=True)

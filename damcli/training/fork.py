@@ -62,8 +62,9 @@ def start(members: Members, member: Member) -> str | None:
 
 
 def forget(members: Members) -> None:
-    """Remove what was kept: all trials are made."""
-    shutil.rmtree(members.path / KEPT, ignore_errors=True)
+    """Remove what was kept, and what a kill left of it half-written: all trials are made."""
+    for place in (members.path / KEPT, *members.path.glob(".*.tmp")):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def same_until_there(recipe: Recipe, kept: Recipe) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import logging
+import os
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -106,8 +108,8 @@ def start(device: str, precision: PrecisionName, world: World | None = None) -> 
     """Return the machine for `device`: `auto` (GPUs where there are any), `cpu` or `cuda`.
 
     With several processes in `world`, those that nobody has started yet are started: each runs this command from its
-    beginning, and gets to this place. Raises `MachineError` where CUDA is asked for and not there, or not so many GPUs;
-    `UsageError` where a launcher's processes are not those asked for.
+    beginning, and gets to this place. Raises `MachineError` where CUDA is asked for and not there, or not so many GPUs,
+    or mpi4py under MPI; `UsageError` where a launcher's processes are not those asked for.
     """
     world = world or World()
     kind = accelerator(device)
@@ -116,6 +118,11 @@ def start(device: str, precision: PrecisionName, world: World | None = None) -> 
             f"{world.devices} GPUs were asked for, and this machine has {torch.cuda.device_count()}",
             fix=f"--devices {torch.cuda.device_count()}",
         )
+    if world.launcher == "MPI" and importlib.util.find_spec("mpi4py") is None:
+        # Fabric would take each of MPI's processes for the first one, and start the others of it anew.
+        raise MachineError("the processes of MPI meet by mpi4py, which is not installed", fix="pip install mpi4py")
+    if world.launcher == "Slurm":  # Fabric refuses srun --ntasks without it
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(world.devices))
     scaler = torch.amp.GradScaler(kind, enabled=precision == "fp16")
     plugin = {
         "32": Precision(),

@@ -15,7 +15,7 @@ from damcli import files
 from damcli.deepauc.network import Classifier
 from damcli.errors import MachineError
 from damcli.recipes import Recipe
-from damcli.training import checkpoint, folder, launch, loggers, metadata, plan, scoring, seeds, world
+from damcli.training import checkpoint, folder, launch, loggers, metadata, plan, scoring, seeds, tracking, world
 from damcli.training.checkpoint import Latest, Progress
 from damcli.training.events import Event, Noted, PrecisionChosen, Started, TimeIsUp, Warned
 from damcli.training.interruption import Interruption
@@ -66,7 +66,7 @@ def train(
     elif place.rank == 0:
         folder.refuse_used(run)
     planned = plan.make(recipe, dataset, tune_ids, fold, place.rank, place.processes)
-    for text in plan.notes(planned, dataset):
+    for text in plan.notes(planned, dataset, fold):
         yield Noted(text)
     for text in plan.warnings(planned, recipe, dataset):
         yield Warned(text)
@@ -80,17 +80,20 @@ def train(
 
     machine = launch.start(device, "32" if recipe.precision == "auto" else recipe.precision, place)
     timings: dict[str, float] = {}
-    if recipe.precision == "auto":
-        images = network.as_input(torch.from_numpy(dataset.read(planned.train[: recipe.batch_size])))
-        choice = machine.share(launch.faster_precision(device, network, images) if machine.leads else None)
-        recipe = recipe.model_copy(update={"precision": choice.precision})
-        origins, timings = {**(origins or {}), "precision": choice.reason}, choice.seconds
-        machine = launch.start(device, choice.precision, place)
-        yield PrecisionChosen(choice.precision, choice.seconds, choice.reason)
-    for text in _differences(latest, machine):
-        yield Warned(text)
-
     with ExitStack() as open_things:
+        open_things.enter_context(machine_errors(run, machine))
+        if recipe.precision == "auto":
+            # As many scans as a process has to hold at once.
+            piece = -(-recipe.batch_size // (place.processes * recipe.accumulate))
+            images = network.as_input(torch.from_numpy(dataset.read(planned.train[:piece])))
+            choice = machine.share(launch.faster_precision(device, network, images) if machine.leads else None)
+            recipe = recipe.model_copy(update={"precision": choice.precision})
+            origins, timings = {**(origins or {}), "precision": choice.reason}, choice.seconds
+            machine = launch.start(device, choice.precision, place)
+            yield PrecisionChosen(choice.precision, choice.seconds, choice.reason)
+        for text in _differences(latest, machine):
+            yield Warned(text)
+
         progress = latest.progress if latest else Progress()
         metrics = None
         if machine.leads:
@@ -121,17 +124,16 @@ def train(
         trainer = Trainer(
             recipe, dataset, run, planned, machine, network, metrics, interruption, progress, deadline, opened, mixture
         )
-        with machine_errors(run, machine):
-            try:
-                yield from trainer.stages()
-            except TimeLimit:
-                best = trainer.progress.best
-                yield TimeIsUp(run, str(trainer.progress), best.epoch if best else None)
-                if best is None:
-                    return
-            for text in opened.close():
-                yield Warned(text)
-            yield from trainer.finish()
+        try:
+            yield from trainer.stages()
+        except TimeLimit:
+            best = trainer.progress.best
+            yield TimeIsUp(run, str(trainer.progress), best.epoch if best else None)
+            if best is None:
+                return
+        for text in opened.close():
+            yield Warned(text)
+        yield from trainer.finish()
 
 
 def _network(recipe: Recipe, planned: plan.Plan, latest: Latest | None) -> Classifier:
@@ -169,7 +171,7 @@ def machine_errors(run: Path, machine: Machine) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise MachineError(
             "the GPU has not enough memory for a batch",
-            where=torch.cuda.get_device_name(machine.device),
+            where=tracking.device_name(machine.device),
             fix="--set accumulate=2 computes it in two pieces with the same loss; or take smaller batches",
         ) from error
     except RuntimeError as error:

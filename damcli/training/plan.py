@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from damcli.data.store import Dataset
 
 Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 SMALLEST_PIECE = 2  # scans: batch normalisation has no variance of one
 
 
@@ -133,9 +134,15 @@ def make(
 def rows_of_folds(dataset: Dataset, fold: int) -> tuple[Rows, Rows]:
     """Return the rows to train on when `fold` is held out, and the rows held out.
 
-    Trained on are the other folds, and what the train split has that is in no fold (other years' images). Raises
-    `UsageError` for a dataset without folds, and for a fold that it does not have.
+    Trained on are the other folds, and what the train split has that is in no fold (other years' images), but no scan
+    of a patient in `fold`. Raises `UsageError` for a dataset without folds, and for a fold that it does not have.
     """
+    kept, _, out = _divided(dataset, fold)
+    return np.flatnonzero(kept).astype(np.int64), np.flatnonzero(out).astype(np.int64)
+
+
+def _divided(dataset: Dataset, fold: int) -> tuple[Mask, Mask, Mask]:
+    """Return which scans are trained on, which are not because `fold` has their patients, and which it holds out."""
     folds, train = dataset.manifest["fold"], (dataset.manifest["split"] == "train").to_numpy()
     inside = folds.is_not_null().to_numpy()
     known = sorted(folds.drop_nulls().unique().to_list())
@@ -146,7 +153,10 @@ def rows_of_folds(dataset: Dataset, fold: int) -> tuple[Rows, Rows]:
             f"the dataset has no fold {fold}", where=dataset.path, fix=f"choose from: {', '.join(map(str, known))}"
         )
     out = (folds == fold).fill_null(False).to_numpy()
-    return np.flatnonzero((inside | train) & ~out).astype(np.int64), np.flatnonzero(out).astype(np.int64)
+    patients = dataset.manifest["patient"].fill_null("")
+    its_own = (patients.is_in(patients.filter(out).unique().to_list()) & (patients != "")).to_numpy()
+    others = (inside | train) & ~out
+    return others & ~its_own, others & its_own, out
 
 
 def _stage(
@@ -168,35 +178,36 @@ def _stage(
     with_prior = stage.loss in ("aucm", "aucs") and stage.form == "prior"
     prior: list[float] | None = None
     sampler: UniformSampler | BalancedSampler
-    smallest = ranks * recipe.accumulate * SMALLEST_PIECE
-    if recipe.accumulate * ranks > 1 and recipe.batch_size < smallest:
-        raise UsageError(
-            f"a batch of {recipe.batch_size} is too small for {ranks} processes and {recipe.accumulate} pieces",
-            where="batch_size",
-            fix=f"--set batch_size={smallest} or more, or fewer devices or pieces",
-        )
     if stage.sampler == "uniform":
         try:
             sampler = UniformSampler(len(targets), recipe.batch_size, seed, rank, ranks)
         except ValueError as error:
             raise _too_small(error, dataset) from error
         prior = _prior(targets, findings, dataset, form) if with_prior else None
-        return StagePlan(number, stage, findings, columns, sampler, prior)
-    if with_prior and targets.shape[1] > 1:
+    else:
+        if with_prior and targets.shape[1] > 1:
+            raise UsageError(
+                "balanced sampling of several findings leaves the prior of each undefined",
+                where=form,
+                fix=f"--set {form}=conditional",
+            )
+        try:
+            sampler = BalancedSampler(targets, recipe.batch_size, stage.positives, seed, rank, ranks)
+        except ValueError as error:
+            if "ranks" in str(error):
+                raise _too_small(error, dataset) from error
+            raise DataError(
+                "no finding has both positives and negatives to train on", where=dataset.path, fix="prepare more scans"
+            ) from error
+        prior = [sampler.prior] if with_prior else None
+    parts = ranks * recipe.accumulate
+    if parts > 1 and sampler.smallest < parts * SMALLEST_PIECE:
         raise UsageError(
-            "balanced sampling of several findings leaves the prior of each undefined",
-            where=form,
-            fix=f"--set {form}=conditional",
+            f"a batch of {sampler.smallest} is too small for {ranks} processes and {recipe.accumulate} pieces",
+            where=f"batch_size = {recipe.batch_size}, of which the smallest of stage {number} has {sampler.smallest}",
+            fix="take larger batches, or fewer devices or pieces",
         )
-    try:
-        sampler = BalancedSampler(targets, recipe.batch_size, stage.positives, seed, rank, ranks)
-    except ValueError as error:
-        if "ranks" in str(error):
-            raise _too_small(error, dataset) from error
-        raise DataError(
-            "no finding has both positives and negatives to train on", where=dataset.path, fix="prepare more scans"
-        ) from error
-    return StagePlan(number, stage, findings, columns, sampler, [sampler.prior] if with_prior else None)
+    return StagePlan(number, stage, findings, columns, sampler, prior)
 
 
 def _too_small(error: ValueError, dataset: Dataset) -> UsageError:
@@ -223,8 +234,10 @@ def _means(targets: npt.NDArray[np.float32]) -> list[float]:
     return means.tolist()
 
 
-def notes(plan: Plan, dataset: Dataset) -> Iterator[str]:
-    """Yield, in words, where the prior of the loss is the sampler's and not the training set's."""
+def notes(plan: Plan, dataset: Dataset, fold: int | None = None) -> Iterator[str]:
+    """Yield, in words, what a fold leaves out, and where the prior of the loss is not the training set's."""
+    if fold is not None and (left_out := int(_divided(dataset, fold)[1].sum())):
+        yield f"{left_out} scans outside fold {fold} are of patients in it, and are not trained on"
     for planned in plan.stages:
         if planned.prior is not None and planned.stage.sampler == "balanced":
             share = float(np.nanmean(dataset.targets(plan.train)[:, planned.columns]))

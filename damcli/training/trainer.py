@@ -239,6 +239,8 @@ class Trainer:
         if machine.processes > 1:
             # Batch normalisation's statistics are each process's own until the leading one's are taken.
             processes.broadcast(list(network.buffers()))
+            # Scores that are not finite may be those of one process alone.
+            checkpoint.check_finite(self.run, self.progress, network.state_dict())
         part = {"rank": machine.rank, "ranks": machine.processes}
         scored = scoring.score(network, self.dataset, rows, machine.device, machine.fabric.autocast, **part)
         with closing(scored) as batches:
@@ -353,6 +355,7 @@ class Trainer:
     def save(self, which: checkpoint.Which) -> None:
         self.saved_at = time.monotonic()
         if not self.metrics:
+            checkpoint.check_finite(self.run, self.progress, self.network.state_dict())
             return
         self.metrics.sync()
         state: dict[str, Any] = {}

@@ -9,8 +9,7 @@ from pathlib import Path
 from damcli import files
 from damcli.deepauc import AUCMarginLoss
 from damcli.deepauc.losses import Loss
-from damcli.errors import DataError
-from damcli.training.checkpoint import Progress
+from damcli.training.checkpoint import NotFinite, Progress
 from damcli.training.observation import Observation
 from damcli.training.plan import StagePlan
 
@@ -48,7 +47,7 @@ def doubts(progress: Progress, planned: StagePlan, loss: Loss) -> Iterator[str]:
 
 def nonfinite(
     progress: Progress, planned: StagePlan, observed: Observation, scans: Sequence[str], run: Path | None
-) -> DataError:
+) -> NotFinite:
     """Return the error of a step that must not be made; its report with the ids of its scans is written into `run`.
 
     `run` is None on the processes that follow.
@@ -69,7 +68,7 @@ def nonfinite(
                 "scans": list(scans),
             },
         )
-    return DataError(
+    return NotFinite(
         f"the {what} is {value} at stage {progress.stage}, epoch {progress.epoch + 1}, "
         f"step {progress.step + 1}: {', '.join(named)}",
         where=run / REPORT if run else None,

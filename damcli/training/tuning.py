@@ -21,6 +21,7 @@ from damcli import config, files
 from damcli.errors import DataError, UsageError
 from damcli.recipes import Recipe, Stage
 from damcli.training import fork, group, plan, world
+from damcli.training.checkpoint import NotFinite
 from damcli.training.events import EpochDone, MembersFinished, MemberStopped, Noted
 from damcli.training.group import WINNER, Member, Members
 from damcli.training.members import clock, train_one
@@ -248,6 +249,8 @@ def _try(
                     yield MemberStopped(run, "pruned", reason)
                     return
     except DataError as problem:
+        if not (shares or isinstance(problem, NotFinite)):
+            raise  # another process may know nothing of it, and still be at this trial
         members.note(member, status="failed", reason=problem.what)
         yield MemberStopped(run, "failed", problem.what)
 

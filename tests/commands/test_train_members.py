@@ -168,6 +168,7 @@ def test_a_dry_run_lists_the_members_and_writes_nothing(run_here, folded, tmp_pa
         (["--tune", "lr=0.1", "--folds", "all"], "do not go together"),
         (["--tune", "lr=0.1", "--set", "ensemble.seeds=[1,2]"], "an ensemble do not go together"),
         (["--tune", "lr=0.1..0.3"], "--trials N"),
+        (["--tune", " "], "names no setting"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(run_here, folded, tmp_path, arguments, message):

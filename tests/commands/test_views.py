@@ -64,7 +64,9 @@ def test_evaluate_and_export_give_the_mean_over_the_same_views(
 ) -> None:
     damcli("evaluate", run, toy, "--tta", VIEWS)
     remark = f"test-time augmentation: a score is the mean over {VIEWS} views of a scan"
-    assert remark in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert remark in shown.out
+    assert shown.err.endswith(f"next: damcli export {run} --tta {VIEWS}\n")
     folder = run / f"evaluation-valid-tta{VIEWS}"
     assert remark in json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["notes"]
     assert not (run / "evaluation-valid").exists(), "the figures without views keep their place"

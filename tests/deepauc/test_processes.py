@@ -104,8 +104,10 @@ def starts(rank: int) -> None:
     for logit, one in itertools.product((0.0, 1.0), range(dist.get_world_size())):
         logits = torch.full((2, 1), float("nan") if rank == one else logit)
         assert AUCMarginLoss(1, score="bsn")(logits, torch.tensor([[1.0], [0.0]])).isnan()
-    if rank == 0:  # were it a collective, it would wait for the others in vain
+    if rank == dist.get_world_size() - 1:  # were it a collective, it would wait for the others in vain
         loss.eval()(torch.zeros(4, 1), torch.tensor([[1.0], [0.0], [0.0], [1.0]]))
+        PESG([own := nn.Parameter(torch.full((2,), float(rank)))], loss, 0.1)
+        assert own.tolist() == [float(rank)] * 2
 
 
 @pytest.mark.distributed

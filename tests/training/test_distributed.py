@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -36,10 +37,10 @@ decay_epochs = [1]
 """
 
 
-def start(arguments, where):
-    """Start damcli as a user does, in a session of its own."""
+def start(arguments, where, launcher=()):
+    """Start damcli as a user does, or as a launcher with its variables, in a session of its own."""
     command = [sys.executable, "-m", "damcli", "train", *arguments, "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **dict(launcher)}
     return subprocess.Popen(
         command, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
@@ -138,6 +139,19 @@ def test_a_loss_that_is_not_finite_ends_all_processes_and_is_reported_once(place
     report = json.loads((place / "nan" / "nonfinite.json").read_text())
     assert len(report["scans"]) in (15, 16), "the scans of both processes"
     assert "error: the" in err.decode()
+
+
+def test_slurms_tasks_meet_also_where_they_are_counted_in_all(place):
+    shared = {"SLURM_NTASKS": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_JOB_NAME": "train"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    arguments = ["data", "--recipe", "tiny.toml", "-o", "slurm"]
+    tasks = [start(arguments, place, {"SLURM_PROCID": n, "SLURM_LOCALID": n, **shared}) for n in "01"]
+    for task in tasks:
+        _, err = task.communicate(timeout=200)
+        assert task.returncode == 0, err.decode()
+    assert everything(place / "slurm") == everything(place / "two")
 
 
 @pytest.mark.parametrize(

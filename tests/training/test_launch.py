@@ -1,12 +1,14 @@
 """Device and precision: bf16 only where it pays, and the network untouched by the trial."""
 
 import copy
+import importlib.util
 
 import pytest
 import torch
 
 from damcli.errors import MachineError
 from damcli.training import launch
+from damcli.training.world import World
 
 
 class Timed(torch.nn.Module):
@@ -58,3 +60,9 @@ def test_cuda_that_is_not_there_is_refused():
     with pytest.raises(MachineError, match="no usable GPU") as raised:
         launch.start("cuda", "32")
     assert raised.value.exit_code == 5
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mpi4py") is not None, reason="mpi4py is installed")
+def test_processes_of_mpi_that_cannot_meet_are_refused():
+    with pytest.raises(MachineError, match="mpi4py"):
+        launch.start("cpu", "32", World(2, 1, 0, "MPI"))

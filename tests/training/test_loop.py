@@ -13,7 +13,7 @@ import torch
 from damcli.data.store import Dataset
 from damcli.errors import DataError, MachineError, UsageError
 from damcli.metrics import auroc
-from damcli.training import checkpoint, folder, loop, scoring
+from damcli.training import checkpoint, folder, launch, loop, scoring
 from damcli.training.events import (
     Boundary,
     EpochDone,
@@ -291,6 +291,28 @@ def test_precision_is_measured_once_and_kept(dataset, recipe, tmp_path):
     assert f'precision = "{chosen.precision}"  # measured' in (run / "config.toml").read_text()
     again = list(loop.train(settings, dataset, run, device="cpu", resume=True))
     assert not any(isinstance(event, PrecisionChosen) for event in again)
+
+
+def test_precision_is_measured_on_as_many_scans_as_a_piece_has(dataset, recipe, tmp_path, monkeypatch):
+    sizes, measure = [], launch.faster_precision
+
+    def measured(device, network, images):
+        sizes.append(len(images))
+        return measure(device, network, images)
+
+    monkeypatch.setattr(launch, "faster_precision", measured)
+    with closing(loop.train(recipe(precision="auto", accumulate=4), dataset, tmp_path / "run", device="cpu")) as events:
+        assert any(isinstance(event, PrecisionChosen) for event in events)
+    assert sizes == [4]
+
+
+def test_memory_that_is_too_small_to_measure_precision_is_said(dataset, recipe, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(launch, "faster_precision", full)
+    with pytest.raises(MachineError, match="not enough memory for a batch"):
+        list(loop.train(recipe(precision="auto"), dataset, tmp_path / "run", device="cpu"))
 
 
 def test_bf16_trains(dataset, recipe, tmp_path):

@@ -1,6 +1,7 @@
 """What a run will do: a tune part by patient, samplers and priors that fit their losses, warnings in words."""
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -99,3 +100,32 @@ def test_a_margin_out_of_reach_is_said_of_the_findings_it_is_out_of_reach_for(
     monkeypatch.setattr(dataset, "targets", lambda rows: targets)
     found = [text for text in plan.warnings(planned, settings, dataset) if "acts as AUC-S" in text]
     assert [text.split(":")[0] for text in found] == [f"stage 2, {names}" for names in named]
+
+
+def test_pieces_are_those_of_the_smallest_batch_there_is(dataset, recipe):
+    scans = len(plan.make(recipe(), dataset).train)
+    one_more = {"batch_size": scans - 1, "stage2": {"epochs": 0}}  # two batches, each about half as large
+    assert plan.make(recipe(accumulate=scans // 4, **one_more), dataset).stages[0].sampler.smallest == scans // 2
+    with pytest.raises(UsageError, match=f"a batch of {scans // 2} is too small for 1 processes"):
+        plan.make(recipe(accumulate=scans // 3, **one_more), dataset)
+
+
+def test_a_fold_leaves_out_its_patients_other_scans_too(make_toy, recipe, tmp_path):
+    dataset = Dataset.open(make_toy(tmp_path / "dataset", scans=48, folds=3))
+    held_out = plan.rows_of_folds(dataset, 1)[1]
+    table = dataset.manifest.with_row_index()
+    # One of them is in the train split and in no fold, as other years' scans are, and another's patient is not known.
+    loose, unknown = int(held_out[0]), int(held_out[-1])
+    dataset.manifest = table.with_columns(
+        pl.when(pl.col("index") == loose).then(None).otherwise(pl.col("fold")).alias("fold"),
+        pl.when(pl.col("index") == loose).then(pl.lit("train")).otherwise(pl.col("split")).alias("split"),
+        pl.when(pl.col("index").is_in([unknown, 0])).then(None).otherwise(pl.col("patient")).alias("patient"),
+    ).drop("index")
+    rows, out = plan.rows_of_folds(dataset, 1)
+    assert set(out) == set(held_out) - {loose}
+    assert loose not in rows
+    assert {*rows, *out, loose} == set(range(48)), "scans without a patient are nobody's"
+    planned = plan.make(recipe(), dataset, fold=1)
+    [said] = plan.notes(planned, dataset, 1)
+    assert said == "1 scans outside fold 1 are of patients in it, and are not trained on"
+    assert not list(plan.notes(planned, dataset, 2))

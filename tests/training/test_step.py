@@ -83,7 +83,7 @@ def test_a_run_in_pieces_ends_as_one_in_whole_batches(toy, recipe, tmp_path):
 
 
 def test_more_pieces_than_a_batch_has_pairs_are_refused(toy, recipe, tmp_path):
-    with pytest.raises(UsageError, match="a batch of 16 is too small for 1 processes and 9 pieces"):
+    with pytest.raises(UsageError, match="a batch of 15 is too small for 1 processes and 9 pieces"):
         list(loop.train(recipe(accumulate=9), Dataset.open(toy), tmp_path / "run", device="cpu"))
 
 

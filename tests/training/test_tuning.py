@@ -188,6 +188,29 @@ def test_stage_1_is_shared_only_where_nothing_of_it_differs(settings, shared):
     assert fork.same_until_there(other, kept) is shared
 
 
+@pytest.mark.parametrize(("problem", "recorded"), [(checkpoint.NotFinite, True), (DataError, False)])
+def test_of_several_processes_a_trial_fails_by_what_all_of_them_find(
+    quick, dataset, tmp_path, monkeypatch, problem, recorded
+):
+    def failing(*_, **__):
+        raise problem("a number is wrong")
+        yield
+
+    monkeypatch.setattr(tuning, "train_one", failing)
+    made = new(tmp_path / "run", "lr=0.1,0.2", quick(), dataset)
+    with pytest.raises(DataError, match="no trial can be chosen" if recorded else "a number is wrong"):
+        list(tuning.train(made, dataset, device="cpu", devices=2))
+    assert {member.status for member in made.group.members} == {"failed" if recorded else "waiting"}
+
+
+def test_what_a_kill_left_half_written_is_removed_in_the_end(quick, dataset, tmp_path):
+    made = new(tmp_path / "run", "lr=0.1", quick(), dataset)
+    for name in (".stage1", ".stage1.7.tmp", ".trial-000.7.tmp"):
+        (made.path / name).mkdir()
+    fork.forget(made)
+    assert sorted(entry.name for entry in made.path.iterdir()) == ["config.toml", "members.json"]
+
+
 def test_a_search_that_was_killed_ends_as_if_it_had_not(quick, dataset, search, tmp_path):
     whole, _ = search(quick())
     path = tmp_path / "run"

@@ -196,7 +196,7 @@ def command(
         raise
     show(evaluation)
     console.note(f"wrote {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
-    onwards = dict.fromkeys(("run", "folds"), f"damcli export {subject}")
+    onwards = dict.fromkeys(("run", "folds"), f"damcli export {subject}" + (f" --tta {tta}" if tta else ""))
     then = {**onwards, "model": f"damcli predict SCANS --model {subject}"}
     console.next_step(then.get(kind, "damcli info runs"))
 

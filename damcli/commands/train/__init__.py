@@ -44,10 +44,14 @@ def resolve(
     layers = [recipes.load(recipe)]
     layers += [config.file_layer(config_file)] if config_file else []
     layers += [config.environment_layer(Recipe), *config.set_layers(assignments)]
-    layers += [Layer(f"--{name}", {name: value}) for name, value in flags.items() if value is not None]
+    layers += [Layer(f"--{_flag(name)}", {name: value}) for name, value in flags.items() if value is not None]
     if loss:
         layers.append(_loss_layer(loss, config.resolve(Recipe, layers).value))
     return config.resolve(Recipe, layers)
+
+
+def _flag(setting: str) -> str:
+    return setting.replace("_", "-")
 
 
 def _loss_layer(loss: LossName, under: Recipe) -> Layer:
@@ -145,7 +149,7 @@ def command(
 
     Example: damcli train data/chexpert --loss aucm -o runs/aucm
     """
-    from damcli.training import world
+    from damcli.training import loggers, world
 
     options.apply(quiet, verbose, as_json)
     options.check_device(device)
@@ -173,6 +177,9 @@ def command(
             raise UsageError(f"there is no loss {loss!r}", where="--loss", fix="choose aucm, aucs, ce or focal")
         recipe = recipe or DEFAULT_RECIPE
         settings = resolve(recipe, loss, config_file, assignments or (), **flags)  # type: ignore[arg-type]
+        if not settings.value.metadata.columns and (allow_leaks or metadata_weight is not None):
+            flag = "--allow-leaks" if allow_leaks else "--metadata-weight"
+            raise UsageError(f"{flag} is for --metadata, which is not given", fix="leave it out, or --metadata age,sex")
         name = recipes.label(recipe)
         run = output or _run_name(name, place)
     if show_config:
@@ -186,6 +193,7 @@ def command(
     if verbose:
         for key, value, origin in settings.lines():
             console.note(f"{key} = {value}  ({origin})")
+    loggers.check(log or ())
     asked = Asked(fold, folds, tune, trials)
     machine: dict[str, Any] = {"device": device, "devices": devices, "nodes": nodes, "time_limit": _seconds(time_limit)}
     machine["log"] = log or ()
@@ -202,12 +210,7 @@ def command(
 
 
 def _metadata(columns: str | None, weight: float | None, allow_leaks: bool) -> dict[str, Any] | None:
-    """Return the flags' settings of the metadata network, None where none is given.
-
-    Raises `UsageError` where the other flags would do nothing.
-    """
-    if columns is None and allow_leaks:
-        raise UsageError("--allow-leaks is for --metadata, which is not given", fix="leave it out")
+    """Return the flags' settings of the metadata network, None where none is given."""
     given: dict[str, Any] = {} if columns is None else {"columns": [name.strip() for name in columns.split(",")]}
     given |= {} if weight is None else {"weight": weight}
     return given | ({"allow_leaks": True} if allow_leaks else {}) or None
@@ -238,7 +241,7 @@ def _settings_of(run: Path, given: Sequence[str], dataset: Path | None) -> tuple
 
     if given:
         raise UsageError(
-            f"a run that is resumed keeps its settings: --{given[0]} cannot be given with --resume",
+            f"a run that is resumed keeps its settings: --{_flag(given[0])} cannot be given with --resume",
             fix="drop it, or train anew into another folder",
         )
     if several.are_in(run):

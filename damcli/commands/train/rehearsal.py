@@ -182,11 +182,13 @@ def show(plan: dict[str, Any]) -> None:
     bytes_, of = shown.pop("peak_memory_bytes"), shown.pop("peak_memory_of")
     shown |= {
         "parameters": f"{plan['parameters']:,}",
-        "scored_per_second": f"{plan['scored_per_second']:.3g}",
+        "scored_per_second": f"{plan['scored_per_second']:,.0f}",
         "peak memory": f"not known ({of})" if bytes_ is None else f"{bytes_ / 2**20:,.0f} MiB ({of})",
         "estimated time": console.duration(shown.pop("estimated_seconds")),
     }
-    console.table("Plan (nothing was written)", ["", ""], [[key, str(value)] for key, value in shown.items()])
+    console.table(
+        "Plan (nothing was written)", ["", ""], [[key.replace("_", " "), str(value)] for key, value in shown.items()]
+    )
     for key in sorted(lists, reverse=True):
         rows = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()] for row in plan[key]]
         console.table(key.capitalize(), [name.replace("_", " ") for name in plan[key][0]], rows)

@@ -38,6 +38,8 @@ class Asked:
             )
         if self.folds and self.fold is not None:
             raise UsageError("--fold and --folds contradict each other", fix="give one of them")
+        if self.tune is not None and not self.tune.strip():
+            raise UsageError("--tune names no setting", fix='write --tune "margin=0.3,0.5 lr=0.1"')
         if self.trials and not self.tune:
             raise UsageError("--trials says how many, not what to try", fix='add --tune "lr=0.01..0.3 margin=0.3,0.5"')
         if self.tune and (self.folds or _is_ensemble(recipe)):
@@ -201,6 +203,8 @@ def _show(members: Members) -> None:
 
 def _value(member: Member, key: str) -> str:
     value = member.settings.get(key, "")
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
