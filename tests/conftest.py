@@ -4,8 +4,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+# Tensors are small here, and tests share the cores: more threads only wait for one another. Read when torch is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hypothesis
 import numpy as np
 import pytest
+
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -29,6 +29,7 @@ def text(info: ModelInfo, name: str) -> str:
   places for what is missing or was never met in training. How, the model's own metadata say; `damcli predict` does it
   (`--metadata CSV`). A member's score is that of the images mixed with that of the metadata, whose weight is {weights}.
 """
+        metadata += "".join(f"- {leak}.\n" for leak in encoding.leaks)
     return f"""# {name}
 
 Scores medical images for {len(info.findings)} finding(s): {", ".join(info.findings)}.

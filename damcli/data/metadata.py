@@ -7,7 +7,8 @@ them in; blanks and words such as "unknown" are missing.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ MOST_VALUES = 50
 # In standard deviations: a slip of the pen such as an age of 6500 must not swamp the other columns.
 FARTHEST = 10.0
 # Columns of a manifest that are no metadata.
-OWN = ("id", "path", "patient", "study", "split", "fold", "shard", "row")
+OWN = ("id", "path", "patient", "study", "split", "fold", "shard", "row", "remark")
 # Words in the name of a column that tells of something else than the patient.
 WORDS = {
     "the file": ("file", "files", "filename", "filesize", "path", "bytes"),
@@ -46,6 +47,7 @@ class Numbers(Strict):
     column: str = Field(min_length=1)
     mean: float = Field(allow_inf_nan=False)
     std: float = Field(gt=0, allow_inf_nan=False)
+    leak: str | None = Field(default=None, description="why it may tell of the label, where that was let pass")
 
     @property
     def width(self) -> int:
@@ -65,6 +67,7 @@ class Categories(Strict):
     kind: Literal["categories"] = "categories"
     column: str = Field(min_length=1)
     values: tuple[str, ...] = Field(min_length=1, max_length=MOST_VALUES)
+    leak: str | None = Field(default=None, description="as of numbers")
 
     @property
     def width(self) -> int:
@@ -93,6 +96,12 @@ class Encoding(Strict):
     def names(self) -> list[str]:
         """The columns' names."""
         return [part.column for part in self.columns]
+
+    @property
+    def leaks(self) -> list[str]:
+        """Why the figures may flatter: columns that were let pass though they may tell of the label."""
+        texts = [f"{part.leak} (--allow-leaks): the figures flatter" for part in self.columns if part.leak]
+        return list(dict.fromkeys(texts))
 
     @property
     def width(self) -> int:
@@ -139,8 +148,8 @@ class Encoding(Strict):
         return list(found.values())
 
 
-def fit(scans: pl.DataFrame, columns: Sequence[str]) -> Encoding:
-    """Return the encoding of `columns`, from the scans that are trained on and no others.
+def fit(scans: pl.DataFrame, columns: Sequence[str], leaks: Mapping[str, str] = MappingProxyType({})) -> Encoding:
+    """Return the encoding of `columns`, from the scans that are trained on and no others; `leaks` goes with them.
 
     Numbers are standardised by the mean and the standard deviation of those known; other columns are categories.
     Raises `DataError` for a column that says nothing (empty, or the same for every scan), holds lists, or has more
@@ -152,7 +161,8 @@ def fit(scans: pl.DataFrame, columns: Sequence[str]) -> Encoding:
     array([[2., 0., 1., 0., 0., 0.],
            [0., 1., 0., 0., 1., 0.]], dtype=float32)
     """
-    return Encoding(columns=tuple(_fit(scans[name]) for name in columns))
+    fitted = [_fit(scans[name]).model_copy(update={"leak": leaks.get(name)}) for name in columns]
+    return Encoding(columns=tuple(fitted))
 
 
 def _fit(cells: pl.Series) -> Numbers | Categories:
@@ -190,9 +200,9 @@ def choose(columns: Sequence[str], manifest: pl.DataFrame) -> list[str]:
     return labels.choose(columns, usable, "metadata column", "metadata.columns")
 
 
-def refuse_leaks(scans: pl.DataFrame, columns: Sequence[str], findings: Sequence[str]) -> None:
-    """Raise `DataError` for a column that tells of the label and not of the patient: by its name, as the number of a
-    patient's scans, or as one that alone ranks a finding's scans (`audit`).
+def leaks(scans: pl.DataFrame, columns: Sequence[str], findings: Sequence[str]) -> dict[str, str]:
+    """Return the columns that tell of the label and not of the patient, with the reason in words: by the name, as the
+    number of a patient's scans, or because the column alone ranks a finding's scans (`audit`).
 
     `scans` are the rows of a manifest that are trained on.
     """
@@ -200,22 +210,24 @@ def refuse_leaks(scans: pl.DataFrame, columns: Sequence[str], findings: Sequence
 
     from damcli.data import audit
 
-    for name in columns:
-        if about := _about(name):
-            raise _leak(f"the column {name!r} tells of {about} by its name, not of the patient")
-        if _counts_scans(scans, name):
-            raise _leak(f"the column {name!r} is the number of the patient's scans")
     known = ["id", "patient", "study", "split", *(f"label:{finding}" for finding in findings)]
-    # Trained on is what a fold leaves, too, and the audit looks at train alone.
-    trained = scans.select(*known, *columns).with_columns(split=pl.lit("train"))
-    for concern in audit.of_table(trained, findings):
-        if concern.kind == "column":
-            raise _leak(concern.text)
+    found: dict[str, str] = {}
+    for name in columns:
+        # Trained on is what a fold leaves, too, and the audit looks at train alone.
+        trained = scans.select(*known, name).with_columns(split=pl.lit("train"))
+        if about := _about(name):
+            found[name] = f"the column {name!r} tells of {about} by its name, not of the patient"
+        elif _counts_scans(scans, name):
+            found[name] = f"the column {name!r} is the number of the patient's scans"
+        elif texts := [concern.text for concern in audit.of_table(trained, findings) if concern.kind == "column"]:
+            found[name] = texts[0]
+    return found
 
 
-def _leak(what: str) -> DataError:
+def refusal(leak: str) -> DataError:
+    """Return the error of a column that `leaks` found."""
     return DataError(
-        f"{what}: a network may learn how the data were gathered",
+        f"{leak}: a network may learn how the data were gathered",
         fix=f"{LEAVE_OUT} (rename it where it is the patient's), or use it all the same: --allow-leaks",
     )
 

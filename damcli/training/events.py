@@ -115,12 +115,16 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class Finished:
-    """The run is complete: the best epoch, and its AUROC per finding on the tune part that chose it."""
+    """The run is complete: the best epoch, and its AUROC per finding on the tune part that chose it.
+
+    `mixed` says that these are the AUROCs of the scores with the metadata network's, which chose no epoch of it.
+    """
 
     run: Path
     best_epoch: int
     aurocs: dict[str, Components]
     mean_auroc: float
+    mixed: bool = False
 
 
 @dataclass(frozen=True)

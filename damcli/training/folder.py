@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,12 +152,41 @@ def create(
 def start_weights(given: str) -> Path:
     """Return the file of weights that `weights` means: itself, or where it is a run, its last checkpoint's.
 
-    Raises `DataError` where the run has none, or a damaged one.
+    Raises `DataError` where the run has none, or a damaged one; `UsageError` for a folder of several runs.
     """
-    from damcli.training import checkpoint
+    from damcli.training import checkpoint, group
 
     path = Path(given)
+    if group.are_in(path):
+        raise UsageError("these are several runs, and weights are of one", where=path, fix=f"name it: {path}/…")
     return checkpoint.weights_file(path) if (path / CONFIG).is_file() else path
+
+
+def doubts_of_start(given: str, dataset: Dataset, planned: Plan, fold: int | None) -> Iterator[str]:
+    """Yield, in words, what a run that weights come from has seen of the scans that judge this one.
+
+    Raises `DataError` where it was trained on the fold that this one holds out.
+    """
+    path = Path(given)
+    if not (path / CONFIG).is_file():
+        return
+    start = read_run(path)
+    if start.facts.fingerprint != dataset.info.fingerprint:
+        yield f"{path} was trained on another dataset; whether that has patients of this one's is not known"
+        return
+    if fold != start.facts.fold and fold is not None:
+        raise DataError(
+            f"the weights are of a run that was trained on scans of fold {fold}, which is held out here",
+            where=path,
+            fix=f"take those of a run that held it out: damcli train … --fold {fold}",
+        )
+    kept = set(start.tune_ids)
+    seen = sum(name not in kept for name in dataset.ids(planned.tune))
+    if seen:
+        yield (
+            f"{path} was trained on {seen} of the {len(planned.tune)} scans of the tune part here: the figures on it "
+            "flatter, and may choose the wrong epoch; the same seed and tune_fraction give the same part"
+        )
 
 
 def made_on(device: torch.device, processes: int) -> dict[str, str]:

@@ -73,7 +73,12 @@ def train(
     mixture = metadata.of_run(run, recipe, dataset, planned)
     if mixture:
         yield Noted(str(mixture))
+        for text in mixture.encoding.leaks:
+            yield Warned(text)
     latest = checkpoint.latest(run) if resume else None
+    if recipe.weights and not latest:
+        for text in folder.doubts_of_start(recipe.weights, dataset, planned, fold):
+            yield Warned(text)
     if latest and latest.doubt:
         yield Warned(f"{latest.doubt.splitlines()[0]}: going on from the one before, {latest.progress}")
     network = _network(recipe, planned, latest)
@@ -83,10 +88,10 @@ def train(
     with ExitStack() as open_things:
         open_things.enter_context(machine_errors(run, machine))
         if recipe.precision == "auto":
-            # As many scans as a process has to hold at once.
-            piece = -(-recipe.batch_size // (place.processes * recipe.accumulate))
-            images = network.as_input(torch.from_numpy(dataset.read(planned.train[:piece])))
-            choice = machine.share(launch.faster_precision(device, network, images) if machine.leads else None)
+            timed = None
+            if machine.leads:
+                timed = timed_precision(recipe, dataset, planned, network, device, place.processes)
+            choice = machine.share(timed)
             recipe = recipe.model_copy(update={"precision": choice.precision})
             origins, timings = {**(origins or {}), "precision": choice.reason}, choice.seconds
             machine = launch.start(device, choice.precision, place)
@@ -120,6 +125,8 @@ def train(
             batches=_remaining(planned, progress, machine.processes),
             resumed_at=str(progress) if latest else None,
         )
+        if recipe.compile:
+            yield Noted("the network is compiled: the first step and the first evaluation take minutes")
         deadline = time.monotonic() + (math.inf if time_limit is None else time_limit)
         trainer = Trainer(
             recipe, dataset, run, planned, machine, network, metrics, interruption, progress, deadline, opened, mixture
@@ -152,6 +159,15 @@ def _network(recipe: Recipe, planned: plan.Plan, latest: Latest | None) -> Class
     )
 
 
+def timed_precision(
+    recipe: Recipe, dataset: Dataset, planned: plan.Plan, network: Classifier, device: str, processes: int
+) -> launch.Choice:
+    """Return the faster precision for as many scans as a process has to hold at once."""
+    piece = -(-recipe.batch_size // (processes * recipe.accumulate))
+    images = network.as_input(torch.from_numpy(dataset.read(planned.train[:piece])))
+    return launch.faster_precision(device, network, images)
+
+
 def _differences(latest: Latest | None, machine: Machine) -> Iterator[str]:
     """Yield, in words, what is not as it was when the checkpoint was made."""
     now = folder.made_on(machine.device, machine.processes)
@@ -168,6 +184,10 @@ def machine_errors(run: Path, machine: Machine) -> Iterator[None]:
     """Say what a machine's failure means for a run, in place of what torch says."""
     try:
         yield
+    except MachineError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise MachineError(error.what, where=error.where, fix=f"mend that, then damcli train --resume {run}") from error
     except torch.OutOfMemoryError as error:
         raise MachineError(
             "the GPU has not enough memory for a batch",

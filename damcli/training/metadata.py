@@ -97,9 +97,10 @@ def prepare(recipe: Recipe, dataset: Dataset, plan: Plan) -> Encoding:
     """
     columns = metadata.choose(recipe.metadata.columns, dataset.manifest)
     scans = dataset.manifest[plan.train]
-    if not recipe.metadata.allow_leaks:
-        metadata.refuse_leaks(scans, columns, dataset.info.findings)
-    return metadata.fit(scans, columns)
+    leaks = metadata.leaks(scans, columns, dataset.info.findings)
+    for leak in leaks.values() if not recipe.metadata.allow_leaks else ():
+        raise metadata.refusal(leak)
+    return metadata.fit(scans, columns, leaks)
 
 
 def of_run(run: Path, recipe: Recipe, dataset: Dataset, plan: Plan) -> Trained | None:

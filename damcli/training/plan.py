@@ -263,6 +263,9 @@ def warnings(plan: Plan, recipe: Recipe, dataset: Dataset) -> Iterator[str]:
         yield f"{which} both classes in the tune part: the last epoch is taken for the best"
     elif undefined:
         yield f"the tune part does not hold both classes of {', '.join(undefined)}: n/a, and no part of the mean"
+    counts = [(findings[k], n, int((truth[:, k] == n).sum())) for k in used for n in (1, 0)]
+    for name, kind in [(name, "positive" if n else "negative") for name, n, many in counts if many == 1]:
+        yield f"the tune part has one {kind} of {name}: its AUROC helps to choose the epoch, and has no interval"
     for planned in plan.stages:
         yield from _late_decays(planned)
         shares = [planned.stage.positives] * len(planned.findings)

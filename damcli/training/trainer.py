@@ -271,7 +271,7 @@ class Trainer:
         parts = {name: components(truth[:, k], scores[:, k]) for k, name in enumerate(info.findings)}
         best = self.progress.best
         assert best is not None
-        yield Finished(self.run, best.epoch, parts, self.aurocs(planned, scores)[1])
+        yield Finished(self.run, best.epoch, parts, self.aurocs(planned, scores)[1], self.mixture is not None)
 
     def advance(self, **changes: Any) -> None:
         self.progress = self.progress.model_copy(update=changes)

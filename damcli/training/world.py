@@ -35,7 +35,8 @@ class World:
 def detect(devices: int | None = None, nodes: int | None = None, environment: Mapping[str, str] = os.environ) -> World:
     """Return the world that this process is in: what a launcher started, else what is asked for.
 
-    Raises `UsageError` where the launcher started something else than is asked for.
+    Raises `UsageError` where the launcher started something else than is asked for, and for several machines that do
+    not know of one another.
 
     >>> detect(environment={"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4", "RANK": "3"})
     World(devices=2, nodes=2, rank=3, launcher='torchrun')
@@ -59,6 +60,12 @@ def detect(devices: int | None = None, nodes: int | None = None, environment: Ma
                 fix="leave out --devices and --nodes, or start as many",
             )
         return found
+    if (nodes or 1) > 1 and not {"MASTER_ADDR", "NODE_RANK"} <= environment.keys():
+        raise UsageError(
+            "several machines must know of one another",
+            where="--nodes",
+            fix="start with torchrun or srun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK on each",
+        )
     local_rank = environment.get("LOCAL_RANK", "0")  # of the processes that Fabric starts for us
     devices, nodes = devices or 1, nodes or 1
     return World(devices, nodes, int(environment.get("NODE_RANK", "0")) * devices + int(local_rank))

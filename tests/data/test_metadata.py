@@ -167,13 +167,23 @@ def test_a_column_is_found_by_its_name_or_the_nearest_is_named(manifest):
     ],
 )
 def test_columns_that_tell_of_the_label_and_not_of_the_patient_are_refused(manifest, column, message):
-    with pytest.raises(DataError, match=message) as caught:
-        metadata.refuse_leaks(manifest, ["age", column], ["sick"])
-    assert "--allow-leaks" in caught.value.fix
+    found = metadata.leaks(manifest, ["age", column], ["sick"])
+    assert list(found) == [column]
+    assert message in found[column]
+    assert "--allow-leaks" in metadata.refusal(found[column]).fix
+
+
+def test_what_was_let_pass_stays_with_the_encoding(manifest):
+    encoding = metadata.fit(manifest, ["age", "stage"], metadata.leaks(manifest, ["age", "stage"], ["sick"]))
+    again = Encoding.model_validate_json(encoding.model_dump_json())
+    [text] = again.leaks
+    assert "the column stage alone tells sick" in text
+    assert "the figures flatter" in text
+    assert metadata.fit(manifest, ["age"]).leaks == []
 
 
 def test_the_patients_own_columns_pass(manifest):
-    metadata.refuse_leaks(manifest, ["age", "body_height"], ["sick"])
+    assert metadata.leaks(manifest, ["age", "body_height"], ["sick"]) == {}
 
 
 def test_numbers_and_categories_are_told_apart_by_their_kind():

@@ -213,7 +213,11 @@ def test_no_worker_outlives_the_program(tmp_path, scans, killer):
     assert len(pids) == 2
     assert all(running(pid) for pid in pids)
     os.killpg(program.pid, killer)  # the whole group, as a terminal does on Ctrl-C
-    _, errors = program.communicate(timeout=30)
+    try:
+        _, errors = program.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(program.pid, signal.SIGKILL)
+        raise
     wait_until(lambda: not any(running(pid) for pid in pids))
     assert program.returncode == -killer
     assert errors.count("Traceback") == (killer == signal.SIGINT)

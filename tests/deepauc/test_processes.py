@@ -111,7 +111,7 @@ def starts(rank: int) -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_parts_on_several_ranks_are_one_batch(ranks, tmp_path):
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, __file__, str(ranks), str(tmp_path / "meeting")]

@@ -35,6 +35,7 @@ def test_noise_exchanges_labels_in_train_and_nowhere_else(benchmark):
     assert not np.array_equal(other.truth(other.rows("train")), noisy.truth(noisy.rows("train")))
 
 
+@pytest.mark.slow
 def test_easy_scans_are_those_ranked_most_surely_and_stay_on_one_side(experiment, rows, benchmark):
     seed, ranking = 1, experiment.ranking(1)
     plain = cells.thinned(benchmark, 0.3, seed)
@@ -64,6 +65,7 @@ def test_easy_scans_are_those_ranked_most_surely_and_stay_on_one_side(experiment
         assert all(kept[name] == kept[name.removesuffix(" (again)")] for name in again)
 
 
+@pytest.mark.slow
 def test_the_table_is_that_of_its_runs(experiment, rows):
     document = ablations.write(experiment, rows)
     assert [row["arm"] for row in document["rows"]] == [arm.name for arm in ablations.ARMS]
@@ -87,6 +89,7 @@ def test_the_table_is_that_of_its_runs(experiment, rows):
     assert not again, "all was trained"
 
 
+@pytest.mark.slow
 def test_alpha_is_free_where_it_is_unconstrained(benchmark, small, tmp_path):
     """With a margin that is soon met α turns negative; constrained it stops at 0."""
     lowest = {}

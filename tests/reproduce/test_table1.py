@@ -99,6 +99,7 @@ def test_each_seed_draws_another_training_set_and_leaves_the_test_set(benchmark)
         assert np.array_equal(view.read(view.rows("test")), benchmark.read(benchmark.rows("test")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [3, 20])
 def test_killed_and_called_again_it_ends_with_the_same_table(whole, make, tmp_path, after):
     experiment, document = whole

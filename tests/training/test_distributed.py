@@ -175,6 +175,13 @@ def test_launchers_are_recognised(environment, expected):
     assert world.detect(environment=environment) == expected
 
 
+def test_machines_that_do_not_know_of_one_another_are_refused_and_not_waited_for():
+    with pytest.raises(UsageError, match="several machines"):
+        world.detect(devices=2, nodes=2, environment={})
+    known = {"MASTER_ADDR": "first", "NODE_RANK": "1"}
+    assert world.detect(devices=2, nodes=2, environment=known) == world.World(2, 2, 2, None)
+
+
 def test_other_numbers_than_the_launcher_started_are_refused():
     with pytest.raises(UsageError, match="torchrun started 2 processes"):
         world.detect(devices=4, environment={"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2", "RANK": "0"})

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from damcli.data.store import Dataset
-from damcli.errors import UsageError
+from damcli.errors import DataError, UsageError
 from damcli.metrics import auroc
 from damcli.training import checkpoint, folder, loop, plan, scoring
 from damcli.training.events import EpochDone, Finished, Noted, StageStarted, Step, TimeIsUp, Warned
@@ -146,6 +146,28 @@ def test_a_second_stage_starts_from_the_first_stage_of_another_run(dataset, reci
         torch.testing.assert_close(weights[1][name], expected, msg=name)
     info = folder.read_run(second)
     assert info.facts.weights_sha256 == checkpoint.weights_sha256(first, "last")
+
+
+def test_weights_of_a_run_that_has_seen_the_fold_held_out_are_refused(folded, recipe, tmp_path):
+    first = tmp_path / "first"
+    list(loop.train(recipe({"epochs": 1}, {"epochs": 0}), folded, first, device="cpu", fold=1))
+    settings = recipe({"epochs": 0}, {"epochs": 1}, weights=str(first))
+    with pytest.raises(DataError, match="trained on scans of fold 2"):
+        list(loop.train(settings, folded, tmp_path / "other", device="cpu", fold=2))
+    assert not (tmp_path / "other").exists()
+    events = list(loop.train(settings, folded, tmp_path / "same", device="cpu", fold=1))
+    assert not any("flatter" in event.text for event in events if isinstance(event, Warned))
+
+
+def test_weights_of_a_run_that_has_seen_the_tune_part_are_warned_of(dataset, recipe, tmp_path):
+    first = tmp_path / "first"
+    list(loop.train(recipe({"epochs": 1}, {"epochs": 0}, seed=1), dataset, first, device="cpu"))
+    settings = recipe({"epochs": 0}, {"epochs": 1}, weights=str(first))
+    events = list(loop.train(settings, dataset, tmp_path / "run", device="cpu"))
+    seen = set(folder.read_run(tmp_path / "run").tune_ids) - set(folder.read_run(first).tune_ids)
+    assert seen
+    [said] = [event.text for event in events if isinstance(event, Warned) and "flatter" in event.text]
+    assert f"was trained on {len(seen)} of the" in said
 
 
 def test_a_cyclic_learning_rate_goes_up_and_down(dataset, recipe, tmp_path):

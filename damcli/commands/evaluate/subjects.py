@@ -93,7 +93,7 @@ def _metadata_remarks(encoding: Encoding, dataset: Dataset) -> tuple[str, ...]:
     names = list(dict.fromkeys(encoding.names))
     absent = [name for name in names if name not in dataset.manifest.columns]
     missing = (f"the dataset has no {', '.join(absent)}: it counted as missing for all scans",) if absent else ()
-    return (f"the scores are those of the images mixed with those of {', '.join(names)}", *missing)
+    return (f"the scores are those of the images mixed with those of {', '.join(names)}", *missing, *encoding.leaks)
 
 
 def table(path: Path, against: Path, split: str) -> Evaluation:

@@ -230,8 +230,8 @@ def _seconds(time_limit: str | None) -> float | None:
 
 def _run_name(recipe: str, place: World) -> Path:
     """Return a name by the clock. The processes that Fabric starts for a run find it where the first one left it."""
-    if place.launcher:
-        raise UsageError("the processes of a launcher need one folder for their run", fix="name it: -o runs/NAME")
+    if place.launcher or place.nodes > 1:
+        raise UsageError("these processes cannot agree on the name of their run", fix="give it: -o runs/NAME")
     name = Path("runs", f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{recipe}")
     return Path(os.environ.setdefault("DAMCLI_RUN", str(name))) if place.processes > 1 else name
 

@@ -150,7 +150,8 @@ def _finished(end: Finished) -> None:
                 "mean_tune_auroc": tables.document(mean),
             }
         )
-    title = f"Best epoch {end.best_epoch}, on the tune part, which chose it (so these figures flatter)"
+    of = ": the images' scores, which chose it, mixed with the metadata's" if end.mixed else ", which chose it"
+    title = f"Best epoch {end.best_epoch}, on the tune part{of} (so these figures flatter)"
     rows = [tables.auroc_row(name, part.positives, part.negatives, found[name]) for name, part in end.aurocs.items()]
     console.table(title, tables.AUROC_COLUMNS, [*rows, tables.mean_row("mean", mean)])
     console.result(str(end.run))

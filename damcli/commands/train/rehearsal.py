@@ -44,7 +44,7 @@ def check(
         console.warn(text)
     if recipe.metadata.columns:
         metadata.prepare(recipe, opened, planned)
-    measured = _measure(recipe, opened, planned, device)
+    measured = _measure(recipe, opened, planned, device, processes)
     stages = [
         {
             "stage": stage.number,
@@ -73,7 +73,7 @@ def check(
     }
 
 
-def _measure(recipe: Recipe, dataset: Dataset, planned: Plan, device: str) -> dict[str, Any]:
+def _measure(recipe: Recipe, dataset: Dataset, planned: Plan, device: str, processes: int) -> dict[str, Any]:
     """Return precision, parameters, peak memory, and the seconds of a step of each stage and of scoring."""
     import torch
 
@@ -87,14 +87,13 @@ def _measure(recipe: Recipe, dataset: Dataset, planned: Plan, device: str) -> di
     weights = str(folder.start_weights(recipe.weights)) if recipe.weights else None
     findings = len(planned.stages[0].findings)
     network = Classifier(recipe.backbone, findings, weights, in_chans=recipe.in_chans, activation=recipe.activation)
+    machine = launch.start(device, "32" if recipe.precision == "auto" else recipe.precision)
     reason: str = recipe.precision
     if recipe.precision == "auto":
-        images = network.as_input(torch.from_numpy(dataset.read(planned.train[: recipe.batch_size])))
-        choice = launch.faster_precision(device, network, images)
+        with loop.machine_errors(dataset.path, machine):
+            choice = loop.timed_precision(recipe, dataset, planned, network, device, processes)
         reason = f"{choice.precision} ({choice.reason})"
         machine = launch.start(device, choice.precision)
-    else:
-        machine = launch.start(device, recipe.precision)
     cuda = machine.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(machine.device)
