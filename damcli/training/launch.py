@@ -21,6 +21,8 @@ PrecisionName = Literal["32", "bf16", "fp16"]
 # Less than this is within the drift of a machine, and bf16 costs digits.
 WORTHWHILE_SPEEDUP = 1.3
 ROUNDS = 3
+# A processor that has no bf16 emulates it, many times as slow: not worth a second look.
+HOPELESS = 2.0
 TIMED: tuple[PrecisionName, ...] = ("32", "bf16")
 
 for name in ("lightning_fabric", "lightning.fabric", "lightning_fabric.utilities.rank_zero"):
@@ -169,6 +171,8 @@ def faster_precision(device: str, network: torch.nn.Module, images: torch.Tensor
     for _ in range(ROUNDS):
         for precision, (machine, model) in arms.items():
             seconds[precision] = min(seconds[precision], _step_seconds(machine, model, images))
+        if seconds["bf16"] > HOPELESS * seconds["32"]:
+            break
     faster = seconds["32"] >= WORTHWHILE_SPEEDUP * seconds["bf16"]
     return Choice("bf16" if faster else "32", {str(name): value for name, value in seconds.items()})
 

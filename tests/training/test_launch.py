@@ -43,6 +43,13 @@ def test_bf16_is_taken_from_a_speedup_of_1_3_on(monkeypatch, mixed, expected):
     assert all(weights.grad is None for weights in network.parameters())
 
 
+def test_bf16_that_is_emulated_is_timed_once(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(launch.time, "perf_counter", lambda: sum(clock))
+    assert launch.faster_precision("cpu", Timed(clock, 1.0, 9.0), torch.rand(2, 1, 8, 8)).precision == "32"
+    assert clock[1:] == [1.0, 9.0]
+
+
 def test_logits_are_float32_in_either_precision():
     network = torch.nn.Linear(3, 2)
     for precision in ("32", "bf16"):
