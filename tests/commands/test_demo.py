@@ -180,7 +180,7 @@ def test_the_whole_demo_learns_and_follows_its_seed(tmp_path: Path) -> None:
     for shown in tours:
         figures = json.loads(shown.stdout)
         assert figures == json.loads((shown.root / "demo.json").read_text())
-        assert shown.stderr == ""
+        assert all(line.startswith("warning: ") for line in shown.stderr.splitlines())
         for arm in figures["arms"].values():
             assert arm["mean"]["auroc"]["value"] > 0.75
             assert arm["mean"]["auroc"]["low"] > 0.65

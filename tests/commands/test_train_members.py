@@ -116,7 +116,7 @@ def test_a_stage_2_for_each_finding_becomes_one_model(run_here, folded, tmp_path
     assert code == 0, err
     code, out, err = run_here("evaluate", model, folded, "--json", "-o", tmp_path / "evaluation")
     assert code == 0, err
-    assert json.loads(out)["selection"]["used"] is None, "valid is fold 0, which a member may have been trained on"
+    assert json.loads(out)["selection"]["used"] is False, "valid is fold 0, and no member held another one out"
     opened = Model.open(model, "cpu")
     names = [f"test_resnet-seed{seed}-{finding}" for seed in (0, 1) for finding in ("edema", "fracture")]
     assert [member.run for member in opened.info.members] == names
