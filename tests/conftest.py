@@ -4,8 +4,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-# Tensors are small here, and tests share the cores: more threads only wait for one another. Read when torch is loaded.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tensors are small here, and tests share the cores: more threads only wait for one another. And runs that are compared
+# to the bit need the same number. Read when torch is loaded, here and in the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import hypothesis
 import numpy as np

@@ -69,8 +69,7 @@ class RunInfo:
     @property
     def dataset(self) -> Path:
         """Where the dataset lay, seen from here."""
-        path = Path(os.path.normpath(self.path.resolve() / self.facts.dataset))
-        return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        return seen_from_here(self.path, self.facts.dataset)
 
     @property
     def loss(self) -> str:
@@ -79,18 +78,7 @@ class RunInfo:
 
     def check_resumable(self, dataset: Dataset) -> None:
         """Raise `DataError` where `dataset` or the settings are not those that the run began with."""
-        if self.facts.fingerprint != dataset.info.fingerprint:
-            raise DataError(
-                "this is not the dataset that the run was trained on: its fingerprint differs",
-                where=dataset.path,
-                fix="name the right one (damcli train DATASET --resume RUN), or train anew",
-            )
-        if self.facts.config_sha256 != files.sha256(self.path / CONFIG):
-            raise DataError(
-                "the settings were changed after the run began",
-                where=self.path / CONFIG,
-                fix=f"train anew with them: damcli train --config {self.path / CONFIG}",
-            )
+        refuse_changed(self.path, self.facts.fingerprint, self.facts.config_sha256, dataset)
 
     @property
     def tune_ids(self) -> list[str]:
@@ -135,7 +123,7 @@ def create(
     settings = toml(recipe, origins)
     facts = Facts(
         recipe_name=recipe_name,
-        dataset=_relative(dataset.path, run),
+        dataset=relative(dataset.path, run),
         fingerprint=dataset.info.fingerprint,
         findings=tuple(planned.findings),
         fold=fold,
@@ -249,7 +237,30 @@ def toml(recipe: Recipe, origins: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _relative(path: Path, start: Path) -> str:
+def refuse_changed(run: Path, fingerprint: str, config_sha256: str, dataset: Dataset) -> None:
+    """Raise `DataError` where `dataset` or the settings are not those that a run, or several together, began with."""
+    if fingerprint != dataset.info.fingerprint:
+        raise DataError(
+            "this is not the dataset that the run was trained on: its fingerprint differs",
+            where=dataset.path,
+            fix=f"name the right one (damcli train DATASET --resume {run}), or train anew",
+        )
+    if config_sha256 != files.sha256(run / CONFIG):
+        raise DataError(
+            "the settings were changed after the run began",
+            where=run / CONFIG,
+            fix=f"train anew with them: damcli train --config {run / CONFIG}",
+        )
+
+
+def seen_from_here(start: Path, path: str) -> Path:
+    """Return where `path`, relative to `start`, lies: relative to the working folder where it is below that."""
+    found = Path(os.path.normpath(start.resolve() / path))
+    return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
+
+
+def relative(path: Path, start: Path) -> str:
+    """Return `path` relative to the folder `start`, as it is written into files that may move together."""
     try:
         return Path(os.path.relpath(path.resolve(), start.resolve())).as_posix()
     except ValueError:  # another drive

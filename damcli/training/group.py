@@ -7,7 +7,6 @@ run for each. They are trained in turn; a folder that has `members.json` can be 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -81,8 +80,7 @@ class Members:
     @property
     def dataset(self) -> Path:
         """Where the dataset lay, seen from here."""
-        path = Path(os.path.normpath(self.path.resolve() / self.group.dataset))
-        return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        return folder.seen_from_here(self.path, self.group.dataset)
 
     @property
     def unfinished(self) -> list[Member]:
@@ -123,24 +121,14 @@ class Members:
         self._save(members=tuple(changed if m.folder == member.folder else m for m in self.group.members))
 
     def note_precision(self, precision: str, reason: str) -> None:
-        """Record the precision that the first member has measured, for all of one backbone."""
-        if self.group.kind != "ensemble" and self.group.precision is None:
+        """Record the precision that the first member has measured, for all: of one network, or to be compared."""
+        networks = {member.settings.get("backbone") for member in self.group.members}
+        if self.group.precision is None and (self.group.kind == "tuning" or len(networks) == 1):
             self._save(precision=precision, origins={**self.group.origins, "precision": reason})
 
     def check_resumable(self, dataset: Dataset) -> None:
         """Raise `DataError` where `dataset` or the settings are not those that the members began with."""
-        if self.group.fingerprint != dataset.info.fingerprint:
-            raise DataError(
-                "this is not the dataset that the members were trained on: its fingerprint differs",
-                where=dataset.path,
-                fix=f"name the right one (damcli train DATASET --resume {self.path}), or train anew",
-            )
-        if self.group.config_sha256 != files.sha256(self.path / folder.CONFIG):
-            raise DataError(
-                "the settings were changed after the first member began",
-                where=self.path / folder.CONFIG,
-                fix=f"train anew with them: damcli train --config {self.path / folder.CONFIG}",
-            )
+        folder.refuse_changed(self.path, self.group.fingerprint, self.group.config_sha256, dataset)
 
     def _save(self, **changes: Any) -> None:
         self.group = self.group.model_copy(update=changes)
@@ -166,7 +154,7 @@ def describe(
     group = Group(
         kind=kind,
         recipe_name=recipe_name,
-        dataset=Path(os.path.relpath(dataset.path.resolve(), path.resolve())).as_posix(),
+        dataset=folder.relative(dataset.path, path),
         fingerprint=dataset.info.fingerprint,
         findings=tuple(dataset.info.findings),
         config_sha256=hashlib.sha256(folder.toml(recipe, origins or {}).encode()).hexdigest(),

@@ -269,9 +269,11 @@ class Trainer:
             table |= {name: scores[:, k] for k, name in enumerate(info.findings)}
             folder.write_table(self.run / "scores-tune.parquet", table)
         parts = {name: components(truth[:, k], scores[:, k]) for k, name in enumerate(info.findings)}
-        best = self.progress.best
-        assert best is not None
-        yield Finished(self.run, best.epoch, parts, self.aurocs(planned, scores)[1], self.mixture is not None)
+        # Of what lies there: a run killed between its two saves and resumed elsewhere may count another one as best.
+        found = checkpoint.read_progress(self.run, "best")
+        assert found is not None
+        assert found.best is not None
+        yield Finished(self.run, found.best.epoch, parts, self.aurocs(planned, scores)[1], self.mixture is not None)
 
     def advance(self, **changes: Any) -> None:
         self.progress = self.progress.model_copy(update=changes)

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from damcli.cli import main
 from damcli.commands import leaderboard
@@ -20,13 +19,10 @@ from damcli.training import group, loop
 @pytest.fixture(scope="module")
 def trained(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one short epoch on `toy`; copy it only."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("trained") / "run"
     recipe = Recipe(backbone="test_resnet", batch_size=32, precision="32", stage2=Stage(epochs=1))
     for _ in loop.train(recipe, Dataset.open(toy), folder, device="cpu"):
         pass
-    torch.set_num_threads(before)
     return folder
 
 

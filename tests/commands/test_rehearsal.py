@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from damcli.cli import main
 from damcli.commands import train
@@ -17,14 +16,6 @@ from damcli.errors import DataError
 from damcli.training import plan
 
 SETTINGS = ["batch_size=16", "stage1.epochs=3", "stage2.epochs=2"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,6 @@ import polars as pl
 import pytest
 import torch
 
-from damcli.cli import main
 from damcli.commands import train
 from damcli.data.store import Dataset
 from damcli.errors import UsageError
@@ -32,26 +31,6 @@ def damcli(*arguments):
     command = [sys.executable, "-m", "damcli", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-@pytest.fixture
-def run_here(capsys):
-    """Returns `run_here(*arguments)`: the exit code, stdout and stderr of damcli in this process."""
-
-    def run(*arguments):
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            with pytest.raises(SystemExit) as ended:
-                main([str(argument) for argument in arguments])
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield run
-    torch.set_num_threads(before)
 
 
 def test_settings_come_in_layers_and_each_names_its_origin(tmp_path, monkeypatch):
@@ -163,12 +142,9 @@ def test_without_paths_it_takes_the_newest_dataset_and_names_a_run(run_here, mak
 
 @pytest.fixture(scope="module")
 def unbroken(toy, tmp_path_factory):
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     run = tmp_path_factory.mktemp("unbroken") / "run"
     recipe = train.resolve("demo", None, None, [word for word in (*QUICK, *SHORT) if "=" in word], precision="32").value
     list(loop.train(recipe, Dataset.open(toy), run, device="cpu"))
-    torch.set_num_threads(before)
     return run
 
 

@@ -2,17 +2,14 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 
 import numpy as np
 import polars as pl
 import pytest
-import torch
 
 from damcli.bundle.runtime import Model
-from damcli.cli import main
 from damcli.data.store import Dataset
 from damcli.metrics import auroc, delong_interval
 from damcli.recipes import Recipe
@@ -27,31 +24,6 @@ QUICK = (
 @pytest.fixture(scope="module")
 def folded(make_toy, tmp_path_factory):
     return make_toy(tmp_path_factory.mktemp("folded") / "dataset", scans=96, folds=2)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def run_here(capsys):
-    """Returns `run_here(*arguments)`: the exit code, stdout and stderr of damcli in this process."""
-
-    def run(*arguments):
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            with pytest.raises(SystemExit) as ended:
-                main([str(argument) for argument in arguments])
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return run
 
 
 def test_folds_are_trained_evaluated_and_gone_on_with(run_here, folded, tmp_path):

@@ -1,19 +1,9 @@
 """A recipe that is small enough for a test, and a way to run it to its end."""
 
 import pytest
-import torch
 
 from damcli.config import Layer, resolve
 from damcli.recipes import Recipe
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The same number of threads in every run that is compared, and no fight over the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
