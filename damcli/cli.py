@@ -72,9 +72,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def _shared(code: Any) -> Any:
     """Return the exit code of a process of a run: 0 where all end together and the leading one tells the code.
 
-    Fabric kills the leading one, which may still be writing, once another has ended with anything else.
+    Fabric kills the leading one, which may still be writing, once another has ended with anything else. Before the run
+    has started that is right: the leading one waits for the others, and no signal reaches it there.
     """
-    return 0 if console.state.follows and code in (3, 130, 143) else code
+    return 0 if console.state.follows and console.state.together and code in (3, 130, 143) else code
 
 
 def _run(arguments: list[str] | None) -> Any:

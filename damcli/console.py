@@ -34,6 +34,7 @@ class State:
     verbose: bool = False
     json: bool = False
     follows: int = 0
+    together: bool = False  # whether the run has started, so that its processes leave it at the same step
 
 
 state = State()

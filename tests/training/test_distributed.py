@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 import torch
 
+from damcli import cli, console
 from damcli.errors import UsageError
 from damcli.training import checkpoint, world
 
@@ -129,6 +130,18 @@ def test_another_number_of_processes_goes_on_with_a_warning(place):
     weights = checkpoint.load_weights(run, "last")
     for name, expected in checkpoint.load_weights(place / "two", "last").items():
         torch.testing.assert_close(weights[name], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("follows", "together", "code"), [(0, True, 143), (1, False, 143), (1, True, 0)])
+def test_a_process_that_follows_hides_its_end_only_once_the_run_has_started(monkeypatch, follows, together, code):
+    """Else the leading one, which waits for it, would wait for ever: Fabric ends it after a code that is not 0."""
+    monkeypatch.setattr(console, "state", console.State(follows=follows, together=together))
+    monkeypatch.setattr(cli, "_run", lambda arguments: sys.exit(143))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        cli.main([])
+    signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == code
 
 
 def test_a_loss_that_is_not_finite_ends_all_processes_and_is_reported_once(place):

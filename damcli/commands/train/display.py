@@ -26,6 +26,7 @@ def draw(events: Iterator[MemberEvent]) -> End:
         _say(event)
         last[:] = [event]
         if isinstance(event, Started):
+            console.state.together = True
             board = Board()
             counted = _counted(events, board, last)
             for _ in console.track(counted, event.batches, "training", unit="batches", above=board.table):
