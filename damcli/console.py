@@ -98,7 +98,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 
 def _is_figure(cell: str) -> bool:
-    return cell == "" or cell[0] in "+-0123456789" or cell.startswith("n/a")
+    return cell == "" or cell[0] in "+-−<0123456789" or cell.startswith("n/a")
 
 
 def next_step(command: str) -> None:

@@ -23,6 +23,9 @@ from damcli.metrics import auroc
 if TYPE_CHECKING:
     import polars as pl
 
+    from damcli.metrics.decisions import Decisions
+    from damcli.metrics.drift import Reference
+
 __all__ = ["Member", "Mixed", "all_findings", "common_contract", "compare", "export"]
 
 # Scores are in [0, 1]; what was seen between PyTorch and ONNX Runtime on the CPU is below 1e-5.
@@ -38,12 +41,15 @@ def export(
     images: np.ndarray,
     truth: np.ndarray | None = None,
     metadata: pl.DataFrame | None = None,
+    decisions: Decisions | None = None,
+    reference: Reference | None = None,
 ) -> Parity:
     """Write the members as one model to `path`, its card beside it, and return how it compares with PyTorch.
 
     `images` are real scans, uint8 (N, S, S) or (N, S, S, 3) at the size of `common_contract`; `truth` their labels,
     (N, findings) of 0, 1 or NaN in the order of `all_findings`; `metadata` a table with a row per scan, for members
-    that take it (without one all of it is missing). Raises `GateError` where a score differs from
+    that take it (without one all of it is missing). The calibration of `decisions` becomes part of the graph; its
+    thresholds and the `reference`, which is of calibrated scores, are stored beside it. Raises `GateError` where a score differs from
     PyTorch's by more than 1e-4 (nothing is written then), `UsageError` for members that do not fit together or are
     larger than one ONNX file can be, `DataError` for findings that cannot be columns.
     """
@@ -78,6 +84,8 @@ def export(
             for m in members
         ),
         parity=parity,
+        decisions=decisions,
+        reference=reference,
     )
     with files.replacing(path) as draft:
         draft.write_bytes(container.packed(model, info))

@@ -57,18 +57,72 @@ weights that training began with. The model's metadata hold them whole.)
 On {parity.scans} real scans at export: largest difference of a score {parity.max_difference:.2g} (allowed: \
 {parity.tolerance:g}), largest difference of an AUROC: {shift}.
 
+## Operating points
+{_points(info)}
 ## Use and limits
 - Intended for research, for ranking scans, and for validation on data of the place where it would be used.
-- A score ranks scans for one finding. It is no probability: nothing here is calibrated.
-- Thresholds (operating points): none yet. Choose none on the scans that you then judge by.
+{_calibration(info)}
 - Expect other results on other scanners, other patients and other views than those trained on. Measure before use:
-  `damcli evaluate {name} DATASET`.
+  `damcli evaluate {name} DATASET`.{_drift(info, name)}
 - It is no medical device and was not assessed as one. It must not decide about a patient.
 
 ## Licence
 damcli (Apache-2.0) puts no terms on this model. Those of the scans it was trained on and of any weights that training
 started from apply; whoever passes it on states them here.
 """
+
+
+def _calibration(info: ModelInfo) -> str:
+    """Say which scores are probabilities, of what, and which are none."""
+    calibrated = info.decisions.calibration if info.decisions else {}
+    rest = [finding for finding in info.findings if finding not in calibrated]
+    if not calibrated:
+        return "- A score ranks scans for one finding. It is no probability: nothing here is calibrated."
+    assert info.decisions is not None
+    methods = sorted({calibration.method for calibration in calibrated.values()})
+    text = (
+        f"- Calibration is inside the file ({', '.join(methods)}, fitted on {info.decisions.tune_scans} scans that were"
+        f" kept out of training): the score of {', '.join(calibrated)} is meant as its probability among scans like"
+        " those. Where a finding is rarer than there it is too high, where it is more frequent too low."
+    )
+    return text + (f" That of {', '.join(rest)} is no probability, it ranks scans." if rest else "")
+
+
+def _points(info: ModelInfo) -> str:
+    """Return which thresholds there are, what they were chosen on and were worth there, or why there are none."""
+    made = info.decisions
+    if made is None:
+        return """Thresholds: none yet. Nothing was decided before the export: `damcli evaluate RUN --operating RULE` chooses them on
+the scans kept out of training, and `damcli export` carries them. Choose none on the scans that you then judge by.
+"""
+    notes = "".join(f"- {note}.\n" for note in made.notes)
+    rows = "".join(
+        f"| {finding} | {name} | {point.threshold:.6g} | {point.chosen_on.sensitivity:.3f} |"
+        f" {point.chosen_on.specificity:.3f} | {point.chosen_on.positives} | {point.chosen_on.negatives} |\n"
+        for name, points in made.points.items()
+        for finding, point in points.items()
+    )
+    if not rows:
+        return f"Thresholds: none.\n{notes}"
+    score = "its score"
+    if made.by != "scan":
+        reduced = ", ".join(f"{rule} for {finding}" for finding, rule in made.reduce.items())
+        score = f"the score that its scans have together ({reduced})"
+    return f"""A {made.by} is called positive where {score}, as `{OUTPUT}` gives it, is at least the threshold. Thresholds were
+chosen on {made.tune_scans} scans kept out of training. What they were worth there, as shown, flatters them: measure
+them on your own scans before use.
+
+| finding | chosen by | threshold | sensitivity | specificity | positives | negatives |
+|---|---|---|---|---|---|---|
+{rows}
+{notes}"""
+
+
+def _drift(info: ModelInfo, name: str) -> str:
+    if info.reference is None:
+        return ""
+    return f"""
+- Whether scans are like the {info.reference.scans} that its scores are known of: `damcli evaluate {name} --drift SCANS`."""
 
 
 def _short(digest: str | None) -> str:

@@ -11,6 +11,8 @@ from damcli.config import Strict
 from damcli.data.images import Contract
 from damcli.data.metadata import Encoding
 from damcli.errors import DataError
+from damcli.metrics.decisions import Decisions
+from damcli.metrics.drift import Reference
 
 SCHEMA_VERSION = 1
 INPUT, METADATA, OUTPUT = "images", "metadata", "scores"
@@ -62,6 +64,12 @@ class ModelInfo(Strict):
     contract: Contract
     members: tuple[MemberInfo, ...]
     parity: Parity
+    decisions: Decisions | None = Field(
+        default=None, description="the calibration that is in the graph, and thresholds of what comes out of it"
+    )
+    reference: Reference | None = Field(
+        default=None, description="what the scans it was made on, and its scores of them, are like"
+    )
 
     @property
     def encoding(self) -> Encoding | None:

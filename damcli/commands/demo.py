@@ -20,7 +20,7 @@ from damcli.commands import options
 from damcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from damcli.report.evaluation import Evaluation
+    from damcli.report.judgement import Judgement
 
 ARMS = {"ce": "CE", "aucm": "AUC-M"}
 # CE trains in the first stage only. A balanced epoch of the second takes about two of the first, so that with three
@@ -103,18 +103,18 @@ def draw(folder: Folder, patients: int, seed: int) -> Iterator[int]:
     yield from write_chexpert(folder.root, patients, seed)
 
 
-def compare(folder: Folder) -> dict[str, Evaluation]:
-    """Return both arms' evaluation on the valid patients, from the scores that `evaluate` wrote."""
-    from damcli.commands.evaluate import evaluate
+def compare(folder: Folder) -> dict[str, Judgement]:
+    """Return both arms' figures on the valid patients, from the scores that `evaluate` wrote."""
+    from damcli.commands.evaluate import judge
 
     made = folder.made
     return {
-        name: evaluate(made[loss] / "evaluation-valid" / "scores-valid.parquet", made["dataset"], "valid")
+        name: judge(made[loss] / "evaluation-valid" / "scores-valid.parquet", made["dataset"], split="valid")
         for loss, name in ARMS.items()
     }
 
 
-def rows(arms: dict[str, Evaluation]) -> list[list[str]]:
+def rows(arms: dict[str, Judgement]) -> list[list[str]]:
     """Return the closing table's rows: finding, n+, n−, then AUROC with its interval for each arm; the mean last."""
     first = next(iter(arms.values()))
     sides = [[row[3:] for row in arm.rows()] for arm in arms.values()]
@@ -180,7 +180,7 @@ def _finish(folder: Folder, keep: bool, facts: dict[str, Any], start: float) -> 
     from damcli.report import plots, tables
 
     arms = compare(folder)
-    truth = next(iter(arms.values())).truth
+    truth = next(iter(arms.values())).evaluation.truth
     made = folder.made
     plots.roc({name: arm.lines() for name, arm in arms.items()}, made["picture"])
     if keep:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from damcli import console, project
-from damcli.commands import options, views
+from damcli.commands import carrying, options, views
 from damcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -112,6 +112,9 @@ def command(
     The scores are compared with PyTorch's on real scans first; if one differs by more than 1e-4 nothing is written
     (exit code 6). A card for people, NAME.onnx.md, is written beside the model.
 
+    What damcli evaluate decided on the run's tune part is put into the file: the calibration into the scores, the
+    thresholds beside them. For several runs, and with other views, it is decided anew on the scans that none has seen.
+
     With --tta N the views are put into the file, so that damcli predict and other programs score them all.
 
     Example: damcli export runs/seed0 runs/seed1 -o models/cxr.onnx
@@ -136,17 +139,19 @@ def command(
     if dry_run:
         console.note(f"would write {path} with {len(members)} network(s) for {', '.join(findings)}")
         return
-    parity = build.export(members, path, images, truth, table)
+    carried = carrying.of(members, infos, scans, tta or 1)
+    parity = build.export(members, path, images, truth, table, carried.decisions, carried.reference)
     shift = "n/a" if parity.auroc_difference is None else f"{parity.auroc_difference:.2g}"
     console.note(
         f"parity: scores differ from PyTorch's by at most {parity.max_difference:.2g}"
         f" (allowed: {parity.tolerance:g}), AUROC by at most {shift}"
     )
-    for remark in views.remark([tta]):
+    for remark in (*views.remark([tta]), *carried.notes):
         console.note(remark)
     console.note(f"{len(members)} network(s), {path.stat().st_size / 1e6:.1f} MB, findings: {', '.join(findings)}")
     console.result(str(path))
     if json:
         document = {"model": str(path), "card": f"{path}.md", "findings": findings, "parity": parity.model_dump()}
-        console.emit_json(document)
+        points = {} if carried.decisions is None else carried.decisions.model_dump(mode="json")["points"]
+        console.emit_json(document | {"points": points, "notes": list(carried.notes)})
     console.next_step(f"damcli predict SCANS --model {path} --export csv")

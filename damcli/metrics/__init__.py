@@ -1,6 +1,7 @@
 """Figures of merit with their uncertainty: NumPy only, exact with ties."""
 
 from damcli.metrics.auroc import RocCurve, auroc, roc_curve
+from damcli.metrics.comparing import compare, compare_means, holm
 from damcli.metrics.delong import (
     Comparison,
     Components,
@@ -12,20 +13,32 @@ from damcli.metrics.delong import (
     estimate,
     mean_auroc,
 )
+from damcli.metrics.figures import average_precision, partial_auroc, sensitivity_at_specificity
 from damcli.metrics.folds import within_folds
+from damcli.metrics.intervals import bootstrap_interval, wilson
+from damcli.metrics.ranking import Ranking
 
 __all__ = [
     "Comparison",
     "Components",
     "Estimate",
     "Interval",
+    "Ranking",
     "RocCurve",
     "auroc",
+    "average_precision",
+    "bootstrap_interval",
+    "compare",
+    "compare_means",
     "components",
     "delong_interval",
     "delong_test",
     "estimate",
+    "holm",
     "mean_auroc",
+    "partial_auroc",
     "roc_curve",
+    "sensitivity_at_specificity",
+    "wilson",
     "within_folds",
 ]

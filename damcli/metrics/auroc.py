@@ -76,7 +76,8 @@ def checked(targets: ArrayLike, scores: ArrayLike) -> tuple[Mask, Mask, Floats]:
     ...
     ValueError: targets must be 0, 1 or nan; got 2.0 at index 2
     """
-    truth, values = np.asarray(targets, dtype=np.float64), np.asarray(scores)
+    # A column of a table is made one piece first: what follows reads it many times over.
+    truth, values = np.asarray(targets, np.float64, order="C"), np.asarray(scores, order="C")
     if values.dtype not in (np.float32, np.float64):
         values = values.astype(np.float64)
     if truth.ndim != 1 or truth.shape != values.shape:

@@ -85,12 +85,11 @@ def components(targets: ArrayLike, scores: ArrayLike) -> Components:
     (0.875, 0.03125)
     """
     positive, negative, values = checked(targets, scores)
-    higher, lower = _ascending(positive, values), _ascending(negative, values)
+    (higher, above), (lower, below) = _ascending(positive, values), _ascending(negative, values)
     m, n = len(higher), len(lower)
     contributions = np.full(len(values), 0.0 if min(m, n) > 1 else math.nan)
     if not (m and n):
         return Components(math.nan, m, n, contributions)
-    above, below = values[higher], values[lower]
     first, past = np.searchsorted(below, above, "left"), np.searchsorted(below, above, "right")
     # Counts are doubled so that a tie is the integer 1, and stay integers until the mean is taken off.
     won = first + past
@@ -103,10 +102,12 @@ def components(targets: ArrayLike, scores: ArrayLike) -> Components:
     return Components(pairs / (2 * m * n), m, n, contributions)
 
 
-def _ascending(mask: Mask, values: Floats) -> NDArray[np.intp]:
-    """Return the indices where `mask` holds, in ascending order of `values`."""
+def _ascending(mask: Mask, values: Floats) -> tuple[NDArray[np.intp], Floats]:
+    """Return the indices where `mask` holds, in ascending order of `values`, and those values."""
     indices = np.flatnonzero(mask)
-    return indices[np.argsort(values[indices])]
+    chosen = values[indices]
+    order = np.argsort(chosen)
+    return indices[order], chosen[order]
 
 
 def _at_most(positions: NDArray[np.intp], n: int) -> NDArray[np.intp]:
@@ -130,7 +131,7 @@ def estimate(parts: Sequence[Components], level: float = 0.95) -> Estimate:
     >>> estimate([components([0, 0, 0, 1], [0.1, 0.2, 0.3, 0.4])]).why
     'only 1 positive'
     """
-    tail = _tail(level)
+    tail = tail_of(level)
     defined = [part for part in parts if not part.undefined]
     if not defined:
         why = parts[0].undefined if len(parts) == 1 else "no finding has an AUROC"
@@ -144,9 +145,7 @@ def estimate(parts: Sequence[Components], level: float = 0.95) -> Estimate:
     for part in defined[1:]:
         total += part.contributions
     deviation = math.sqrt(float(total @ total)) / len(defined)
-    centre = math.log(value / (1 - value))
-    reach = _quantile(tail) * deviation / (value * (1 - value))
-    return Estimate(value, _expit(centre - reach), _expit(centre + reach))
+    return Estimate(value, *on_logit_scale(value, deviation, tail))
 
 
 def delong_interval(targets: ArrayLike, scores: ArrayLike, level: float = 0.95) -> Interval:
@@ -186,26 +185,35 @@ def delong_test(targets: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike, le
     >>> delong_test([0, 0, 0, 1, 1, 1], [1, 2, 4, 3, 5, 6], [2, 1, 6, 3, 4, 5]).difference
     0.222...
     """
-    tail = _tail(level)
+    tail = tail_of(level)
     a, b = components(targets, scores_a), components(targets, scores_b)
     difference = a.auroc - b.auroc
     apart = a.contributions - b.contributions
     deviation = math.sqrt(float(apart @ apart))
     if not deviation > 0:
         return Comparison(difference, math.nan, math.nan, math.nan)
-    reach = _quantile(tail) * deviation
+    reach = quantile_of(tail) * deviation
     p = math.erfc(abs(difference) / deviation / math.sqrt(2))
     return Comparison(difference, max(-1.0, difference - reach), min(1.0, difference + reach), p)
 
 
-def _tail(level: float) -> float:
+def tail_of(level: float) -> float:
+    """Return the share on either side of an interval of that level; raises `ValueError` outside (0, 1)."""
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, like 0.95; got {level}")
     return (1 - level) / 2
 
 
-def _quantile(tail: float) -> float:
+def quantile_of(tail: float) -> float:
+    """Return how many standard deviations above the mean of a normal that share lies."""
     return -NormalDist().inv_cdf(tail)
+
+
+def on_logit_scale(value: float, deviation: float, tail: float) -> Interval:
+    """Return the normal interval on the logit scale of a share inside (0, 1) with that standard deviation."""
+    centre = math.log(value / (1 - value))
+    reach = quantile_of(tail) * deviation / (value * (1 - value))
+    return Interval(_expit(centre - reach), _expit(centre + reach))
 
 
 def _expit(x: float) -> float:

@@ -1,99 +1,34 @@
-"""Scores against the truth: the figures, as a table's rows, as ROC curves and as the content of `metrics.json`."""
+"""Scores beside the truth of the same scans, or of studies or patients: what was evaluated, before any figure of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from damcli import __version__
-from damcli.metrics import Components, Estimate, components, estimate, roc_curve
-from damcli.report import tables
-from damcli.report.plots import RocLine
+from damcli.report.truth import Selection, Truth
 
-if TYPE_CHECKING:
-    from damcli.data.store import Dataset
-
-SCHEMA_VERSION = 1
-LEVEL = 0.95
-METHOD = (
-    "DeLong, normal on the logit scale; at exactly 0 or 1 the exact bound of disjoint pairs; scans taken as independent"
-)
+__all__ = ["Evaluation", "Selection", "Truth", "Unit"]
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What scores are compared with: `values` float64 (n, K) holds 1, 0 or nan, `uncertain` bool (n, K) says where -1.
+class Unit:
+    """What a row of scores and truth is: a `scan`, a `study` or a `patient`, and how it came of its scans.
 
-    `patients` has an id per scan, "" where it has none, or is None where nothing is known of them. `split` and
-    `fingerprint` are None for a table of labels.
+    `reduce` says by finding how scores became one: mean, max or first; `rule` says in words how labels did.
     """
 
-    path: Path
-    split: str | None
-    fingerprint: str | None
-    ids: list[str]
-    findings: tuple[str, ...]
-    values: npt.NDArray[np.float64]
-    uncertain: npt.NDArray[np.bool_]
-    patients: list[str] | None
+    by: str = "scan"
+    reduce: dict[str, str] = field(default_factory=dict)
+    rule: str = "each scan is judged by itself"
 
-    @classmethod
-    def of_dataset(cls, dataset: Dataset, split: str, rows: npt.NDArray[np.int64]) -> Truth:
-        """Return the certain labels of some rows of a dataset, called `split`."""
-        info, scans = dataset.info, dataset.manifest[rows]
-        uncertain = [scans[f"label:{finding}"].eq(-1).fill_null(False).to_numpy() for finding in info.findings]
-        return cls(
-            path=dataset.path,
-            split=split,
-            fingerprint=info.fingerprint,
-            ids=dataset.ids(rows),
-            findings=tuple(info.findings),
-            values=dataset.truth(rows),
-            uncertain=np.column_stack(uncertain),
-            patients=dataset.patients(rows),
-        )
-
-    @classmethod
-    def of_labels(
-        cls,
-        path: Path,
-        ids: list[str],
-        findings: Sequence[str],
-        raw: npt.NDArray[np.float64],
-        patients: list[str] | None,
-    ) -> Truth:
-        """Return the certain ones of raw labels (n, K), which are 1, 0, -1 (uncertain) or nan (blank: not labelled)."""
-        uncertain = raw == -1
-        return cls(path, None, None, ids, tuple(findings), np.where(uncertain, np.nan, raw), uncertain, patients)
-
-    def part(self, findings: Sequence[str], scans: npt.NDArray[np.bool_] | None = None) -> Truth:
-        """Return the truth of some findings and, where `scans`, bool (n,), is given, of the scans where it holds."""
-        columns = [self.findings.index(finding) for finding in findings]
-        rows = np.arange(len(self.ids)) if scans is None else np.flatnonzero(scans)
-        return Truth(
-            path=self.path,
-            split=self.split,
-            fingerprint=self.fingerprint,
-            ids=[self.ids[row] for row in rows],
-            findings=tuple(findings),
-            values=self.values[rows][:, columns],
-            uncertain=self.uncertain[rows][:, columns],
-            patients=None if self.patients is None else [self.patients[row] for row in rows],
-        )
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Whether the scans had a part in making what is evaluated: True, False, or None where that is not known."""
-
-    used: bool | None
-    note: str
+    @property
+    def plural(self) -> str:
+        """The units' name in a sentence."""
+        return {"scan": "scans", "study": "studies", "patient": "patients"}[self.by]
 
 
 @dataclass(frozen=True)
@@ -101,7 +36,7 @@ class Evaluation:
     """Scores (n, K) and truth of the same scans and findings, and where both come from.
 
     `kind` is run, model, folds or scores; `failed` scans could not be scored and are in neither; a score is the mean
-    over `views` of a scan.
+    over `views` of a scan. Where `unit` is no scan, rows are studies or patients that `scans` scans make up.
     """
 
     kind: str
@@ -112,26 +47,13 @@ class Evaluation:
     failed: int = 0
     remarks: tuple[str, ...] = ()
     views: int = 1
-
-    @cached_property
-    def parts(self) -> list[Components]:
-        """Per finding the AUROC with the contributions of the scans."""
-        return [components(self.truth.values[:, k], self.scores[:, k]) for k in range(len(self.truth.findings))]
-
-    @cached_property
-    def aurocs(self) -> dict[str, Estimate]:
-        """AUROC and interval by finding."""
-        return {name: estimate([part], LEVEL) for name, part in zip(self.truth.findings, self.parts, strict=True)}
-
-    @cached_property
-    def mean(self) -> Estimate:
-        """The mean AUROC of the findings that have one, with its interval."""
-        return estimate(self.parts, LEVEL)
+    unit: Unit = Unit()
+    scans: int | None = None
 
     @property
-    def defined(self) -> int:
-        """How many findings have an AUROC."""
-        return sum(not auroc.why for auroc in self.aurocs.values())
+    def scan_count(self) -> int:
+        """How many scans were scored."""
+        return len(self.truth.ids) if self.scans is None else self.scans
 
     @property
     def patients(self) -> int | None:
@@ -140,16 +62,21 @@ class Evaluation:
         return None if ids is None else len(set(ids) - {""}) + ids.count("")
 
     @property
+    def patients_repeat(self) -> bool:
+        """Whether two rows are known to be of one patient."""
+        return self.patients is not None and self.patients < len(self.truth.ids)
+
+    @property
     def title(self) -> str:
         """What was evaluated on what, in one line."""
         split = f", split {self.truth.split}" if self.truth.split else ""
         views = f", {self.views} views each" if self.views > 1 else ""
-        return f"{self.subject} on {self.truth.path}{split}, {len(self.truth.ids)} scans{views}"
+        units = "" if self.unit.by == "scan" else f" in {len(self.truth.ids)} {self.unit.plural}"
+        return f"{self.subject} on {self.truth.path}{split}, {self.scan_count} scans{units}{views}"
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the figures has to know."""
-        scans, patients = len(self.truth.ids), self.patients
+        """What a reader of the figures has to know, the intervals aside."""
         notes = [] if self.selection.used is False else [f"selection: {self.selection.note}"]
         notes += self.remarks
         if self.failed:
@@ -158,51 +85,4 @@ class Evaluation:
         if any(uncertain):
             listed = ", ".join(f"{f} {n}" for f, n in zip(self.truth.findings, uncertain, strict=True) if n)
             notes.append(f"uncertain labels are left out: {listed}")
-        if patients is None:
-            notes.append("DeLong treats scans as independent: whether patients repeat is not known")
-        elif patients < scans:
-            notes.append(f"DeLong treats scans as independent: {scans} scans of {patients} patients")
         return notes
-
-    def rows(self) -> list[list[str]]:
-        """Return rows of text for a table with `tables.AUROC_COLUMNS`, the mean last."""
-        rows = [
-            tables.auroc_row(name, part.positives, part.negatives, self.aurocs[name])
-            for name, part in zip(self.truth.findings, self.parts, strict=True)
-        ]
-        return [*rows, tables.mean_row(f"mean of {self.defined}", self.mean)]
-
-    def lines(self) -> list[RocLine]:
-        """Return a ROC curve per finding, for a panel of `plots.roc`."""
-        curves = [roc_curve(self.truth.values[:, k], self.scores[:, k]) for k in range(len(self.parts))]
-        return [RocLine(name, curve, self.aurocs[name]) for name, curve in zip(self.aurocs, curves, strict=True)]
-
-    def document(self) -> dict[str, Any]:
-        """Return the content of `metrics.json`; what is undefined is null, with the reason under `why`."""
-        truth = self.truth
-        uncertain = truth.uncertain.sum(axis=0).tolist()
-        findings = {
-            name: {
-                "positives": part.positives,
-                "negatives": part.negatives,
-                "uncertain": left_out,
-                "unlabelled": len(truth.ids) - part.positives - part.negatives - left_out,
-                "auroc": tables.document(self.aurocs[name]),
-            }
-            for name, part, left_out in zip(truth.findings, self.parts, uncertain, strict=True)
-        }
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "damcli": __version__,
-            "subject": {"kind": self.kind, "path": str(self.subject)},
-            "truth": {"path": str(truth.path), "split": truth.split, "fingerprint": truth.fingerprint},
-            "selection": {"used": self.selection.used, "note": self.selection.note},
-            "scans": len(truth.ids),
-            "patients": self.patients,
-            "failed": self.failed,
-            "views": self.views,
-            "interval": {"level": LEVEL, "method": METHOD},
-            "findings": findings,
-            "mean": {"findings": self.defined, "auroc": tables.document(self.mean)},
-            "notes": self.notes,
-        }

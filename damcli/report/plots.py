@@ -29,6 +29,7 @@ COLUMNS = 3  # panels beside one another
 BINS = np.linspace(0, 1, 21)
 SADDLE = {"a": "a", "b": "b", "alpha": "α"}
 Values = npt.NDArray[np.floating[Any]]
+Line = tuple[list[float], list[float]]
 LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9}
 
 
@@ -73,15 +74,15 @@ def curves(metrics_jsonl: Path, path: Path) -> None:
     what was trained twice, after a resume, the last counts. Raises `DataError` if the file is missing or damaged, or no
     epoch is complete yet.
     """
-    course = _course(metrics_jsonl)
-    saddles = _saddles(course)
-    rows = -(-len(saddles) // COLUMNS)
+    course = read_course(metrics_jsonl)
+    found = saddles(course)
+    rows = -(-len(found) // COLUMNS)
     with figure_at(path, (12.0, 4.2 + 2.6 * rows)) as figure:
         parts = figure.subfigures(2 if rows else 1, 1, height_ratios=[4.2, 2.6 * rows] if rows else None, squeeze=False)
-        losses, aurocs = parts[0, 0].subplots(1, 2)
-        _losses(losses, course)
-        _aurocs(aurocs, course)
-        for number, (title, lines) in enumerate(saddles.items(), 1):
+        left, right = parts[0, 0].subplots(1, 2)
+        _losses(left, course)
+        _aurocs(right, course)
+        for number, (title, lines) in enumerate(found.items(), 1):
             axes = parts[1, 0].add_subplot(rows, COLUMNS, number)
             for line, (name, (steps, values)) in enumerate(lines.items()):
                 axes.plot(steps, values, label=name, **{**_style(line), "linestyle": DASHES[line % len(DASHES)]})
@@ -90,38 +91,27 @@ def curves(metrics_jsonl: Path, path: Path) -> None:
             axes.legend(loc="best", **LEGEND)
 
 
-def _losses(axes: Axes, course: _Course) -> None:
+def _losses(axes: Axes, course: Course) -> None:
     """Draw every step's loss thin and every epoch's mean bold, a colour for each stage: their losses differ."""
-    stages = list(dict.fromkeys(stage for stage, _ in course.epochs))
-    for number, stage in enumerate(stages):
+    for number, each in enumerate(losses(course)):
         style = _style(number)
-        at = [n for n, (of, _) in enumerate(course.epochs, 1) if of == stage]
-        steps = [(n, course.steps[key]) for n, key in enumerate(course.epochs, 1) if key[0] == stage]
-        x = [n - 1 + (k + 1) / len(each) for n, each in steps for k in range(len(each))]
-        y = [record["loss"] for _, each in steps for record in each]
-        axes.plot(x, _gaps(y), color=style["color"], linewidth=0.6, alpha=0.45)
-        means = _gaps([epoch["loss"] for (of, _), epoch in course.epochs.items() if of == stage])
-        axes.plot(at, means, label=f"stage {stage}", marker="o", markersize=3.5, **style)
+        axes.plot(*each.steps, color=style["color"], linewidth=0.6, alpha=0.45)
+        axes.plot(*each.means, label=each.name, marker="o", markersize=3.5, **style)
     axes.set(title="training loss: each step, and each epoch's mean", xlabel="epoch", ylabel="loss")
     _epoch_axis(axes, course)
 
 
-def _aurocs(axes: Axes, course: _Course) -> None:
-    epochs = list(course.epochs.values())
-    findings = list(dict.fromkeys(finding for epoch in epochs for finding in epoch["tune_auroc"]))
-    at = range(1, len(epochs) + 1)
-    for number, finding in enumerate(findings):
-        values = _gaps([epoch["tune_auroc"].get(finding) for epoch in epochs])
-        undefined = " (n/a)" if all(value != value for value in values) else ""
-        axes.plot(at, values, label=finding + undefined, marker="o", markersize=3.5, **_style(number))
-    if len(findings) > 1:
-        means = _gaps([epoch["mean_tune_auroc"] for epoch in epochs])
-        axes.plot(at, means, label="mean", marker="o", markersize=3.5, color="0.35", linewidth=2.6)
+def _aurocs(axes: Axes, course: Course) -> None:
+    lines = aurocs(course)
+    for number, (name, line) in enumerate(lines):
+        mean = number > 0 and number == len(lines) - 1
+        style = {"color": "0.35", "linewidth": 2.6} if mean else _style(number)
+        axes.plot(*line, label=name, marker="o", markersize=3.5, **style)
     axes.set(title="AUROC on the tune part", xlabel="epoch", ylabel="AUROC", ylim=(None, 1.005))
     _epoch_axis(axes, course)
 
 
-def _epoch_axis(axes: Axes, course: _Course) -> None:
+def _epoch_axis(axes: Axes, course: Course) -> None:
     """Count whole epochs, and draw a line where one stage ends and the next begins."""
     from matplotlib.ticker import MaxNLocator
 
@@ -133,9 +123,46 @@ def _epoch_axis(axes: Axes, course: _Course) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), **LEGEND)
 
 
-def _saddles(course: _Course) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
+@dataclass(frozen=True)
+class Losses:
+    """A stage's loss over epochs: of every step, and every epoch's mean; both as (x, y)."""
+
+    name: str
+    steps: Line
+    means: Line
+
+
+def losses(course: Course) -> list[Losses]:
+    """Return the loss of each stage; the steps of epoch n lie between n − 1 and n."""
+    found = []
+    for stage in dict.fromkeys(stage for stage, _ in course.epochs):
+        epochs = [(n, key) for n, key in enumerate(course.epochs, 1) if key[0] == stage]
+        steps = [(n, course.steps[key]) for n, key in epochs]
+        x = [n - 1 + (k + 1) / len(each) for n, each in steps for k in range(len(each))]
+        y = gaps([record["loss"] for _, each in steps for record in each])
+        means = gaps([course.epochs[key]["loss"] for _, key in epochs])
+        found.append(Losses(f"stage {stage}", (x, y), ([n for n, _ in epochs], means)))
+    return found
+
+
+def aurocs(course: Course) -> list[tuple[str, Line]]:
+    """Return each finding's AUROC on the tune part over epochs, as (x, y); of several findings last their mean too."""
+    epochs = list(course.epochs.values())
+    findings = list(dict.fromkeys(finding for epoch in epochs for finding in epoch["tune_auroc"]))
+    at = list(range(1, len(epochs) + 1))
+    found: list[tuple[str, Line]] = []
+    for finding in findings:
+        values = gaps([epoch["tune_auroc"].get(finding) for epoch in epochs])
+        undefined = " (n/a)" if all(value != value for value in values) else ""
+        found.append((finding + undefined, (at, values)))
+    if len(findings) > 1:
+        found.append(("mean", (at, gaps([epoch["mean_tune_auroc"] for epoch in epochs]))))
+    return found
+
+
+def saddles(course: Course) -> dict[str, dict[str, Line]]:
     """Return a, b and α by stage and finding: the steps of the stage, and the values there."""
-    found: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
+    found: dict[str, dict[str, Line]] = {}
     for key, epoch in course.epochs.items():
         for record in course.steps[key]:
             for name in (name for name in SADDLE if name in record):
@@ -143,19 +170,20 @@ def _saddles(course: _Course) -> dict[str, dict[str, tuple[list[int], list[float
                     lines = found.setdefault(f"stage {key[0]}: {finding}", {})
                     steps, values = lines.setdefault(SADDLE[name], ([], []))
                     steps.append(record["step"])
-                    values += _gaps([value])
+                    values += gaps([value])
     return found
 
 
 @dataclass(frozen=True)
-class _Course:
-    """The records of epochs by (stage, epoch), in order, and those of the steps of each."""
+class Course:
+    """The records of a run's epochs by (stage, epoch), in order, and those of the steps of each."""
 
     epochs: dict[tuple[int, int], dict[str, Any]]
     steps: dict[tuple[int, int], list[dict[str, Any]]]
 
 
-def _course(metrics_jsonl: Path) -> _Course:
+def read_course(metrics_jsonl: Path) -> Course:
+    """Return a run's course from its `metrics.jsonl`; raises what `curves` raises."""
     try:
         lines = metrics_jsonl.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
@@ -177,7 +205,7 @@ def _course(metrics_jsonl: Path) -> _Course:
             raise DataError(f"line {number} is no record of a run", where=metrics_jsonl) from error
     if not epochs:
         raise DataError("no epoch of this run is complete yet", where=metrics_jsonl)
-    course = _Course(epochs, {key: [made for _, made in sorted(steps.get(key, {}).items())] for key in epochs})
+    course = Course(epochs, {key: [made for _, made in sorted(steps.get(key, {}).items())] for key in epochs})
     for key, epoch in epochs.items():
         if any(
             len(made[name]) != len(epoch["tune_auroc"])
@@ -188,7 +216,7 @@ def _course(metrics_jsonl: Path) -> _Course:
     return course
 
 
-def _gaps(values: Sequence[float | None]) -> list[float]:
+def gaps(values: Sequence[float | None]) -> list[float]:
     """Return the values with NaN, which is not drawn, where there is none."""
     return [float("nan") if value is None else value for value in values]
 

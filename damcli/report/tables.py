@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 from damcli.metrics import Estimate
 
 AUROC_COLUMNS = ["finding", "n+", "n−", "AUROC", "95 % interval"]
+FURTHER_COLUMNS = ["finding", "average precision", "partial AUROC, specificity ≥ 0.9", "sensitivity at specificity 0.9"]
 
 
 def auroc_row(name: str, positives: int, negatives: int, estimate: Estimate) -> list[str]:
@@ -55,3 +60,48 @@ def document(estimate: Estimate) -> dict[str, float | str | None]:
     if estimate.why:
         return {"value": None, "low": None, "high": None, "why": estimate.why}
     return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "why": None}
+
+
+def p_value(p: float | None) -> str:
+    """Return a p-value with three decimals, the smallest ones as a bound.
+
+    >>> p_value(0.04), p_value(1e-9), p_value(None)
+    ('0.040', '<0.001', 'n/a')
+    """
+    return "n/a" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def read_back(figure: Mapping[str, Any]) -> Estimate:
+    """Return a figure from what `document` made of it.
+
+    >>> in_words(read_back({"value": 0.8, "low": 0.75, "high": 0.85, "why": None}))
+    '0.800 (0.750–0.850)'
+    """
+    numbers = (math.nan if figure[key] is None else figure[key] for key in ("value", "low", "high"))
+    return Estimate(*numbers, figure["why"] or "")
+
+
+def cell(figure: Mapping[str, Any]) -> str:
+    """Return a figure of `metrics.json` in one piece, or why it is undefined.
+
+    >>> cell({"value": None, "low": None, "high": None, "why": "no positives"})
+    'n/a (no positives)'
+    """
+    return in_words(read_back(figure))
+
+
+def signed(figure: Mapping[str, Any]) -> str:
+    """Return a difference of `metrics.json` with its sign, or why it or its interval is undefined.
+
+    >>> signed({"value": 0.05, "low": -0.01, "high": 0.11, "why": None})
+    '+0.050 (−0.010 to +0.110)'
+    """
+    if figure["value"] is None:
+        return f"n/a ({figure['why']})"
+    value, low, high = (math.nan if figure[key] is None else figure[key] for key in ("value", "low", "high"))
+    interval = f"n/a: {figure['why']}" if math.isnan(low) else f"{_signed(low)} to {_signed(high)}"
+    return f"{_signed(value)} ({interval})"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")

@@ -27,7 +27,7 @@ from damcli.deepauc import PESG, processes
 from damcli.deepauc.network import Classifier
 from damcli.metrics import auroc, components
 from damcli.recipes import Recipe, Stage
-from damcli.training import checkpoint, folder, scoring, seeds, step, troubles
+from damcli.training import checkpoint, decisions, folder, scoring, seeds, step, troubles
 from damcli.training.checkpoint import Best, Progress
 from damcli.training.events import Boundary, EpochDone, Event, Finished, Noted, Scored, StageStarted, Step, Warned
 from damcli.training.interruption import Interruption
@@ -268,6 +268,9 @@ class Trainer:
             table: dict[str, Any] = {"path": self.dataset.ids(self.plan.tune)}
             table |= {name: scores[:, k] for k, name in enumerate(info.findings)}
             folder.write_table(self.run / "scores-tune.parquet", table)
+            weights = checkpoint.weights_sha256(self.run)
+            reference = decisions.refer(info.findings, scores, self.dataset, self.plan.tune, weights_sha256=weights)
+            decisions.write_reference(self.run, reference)
         parts = {name: components(truth[:, k], scores[:, k]) for k, name in enumerate(info.findings)}
         # Of what lies there: a run killed between its two saves and resumed elsewhere may count another one as best.
         found = checkpoint.read_progress(self.run, "best")

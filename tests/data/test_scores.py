@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from damcli.data import scores
 from damcli.data.scores import ScanTable
@@ -151,3 +153,44 @@ def test_paths_below_the_folder_that_was_scored_stand_for_ids(tmp_path):
     ):
         with pytest.raises(DataError, match="no row"):
             table.scores(ids, ["Edema"], places)
+
+
+def test_columns_are_named_as_the_findings_where_it_is_clear(tmp_path: Path) -> None:
+    odd = table(tmp_path, PLAIN.replace("Edema", "EDEMA"))
+    assert odd.named(["Edema", "Fracture", "Pneumonia"]).names == ["Edema", "Fracture"]
+    np.testing.assert_array_equal(odd.named(["Edema"]).scores(IDS, ["Edema"]).scores[:, 0], [0.1, 0.2, 0.3])
+    both = table(tmp_path, PLAIN.replace("Fracture", "edema"))
+    assert both.named(["Edema"]).names == ["Edema", "edema"]
+    for findings in (["EDEMA"], ["Edema", "EDEMA"]):
+        with pytest.raises(DataError, match="which is the column of 'EDEMA' is not clear"):
+            both.named(findings)
+    with pytest.raises(DataError, match="which is the column of"):
+        odd.named(["Edema", "edema"])
+
+
+def test_a_row_that_may_be_of_two_scans_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a row may be of 2 scans: a/1\.png\n  where: .*row 1 below the header"):
+        table(tmp_path, "path,Edema\na/1.png,0.5\n").scores(["a/1.png", r"a\1.png"], ["Edema"])
+
+
+def test_rows_are_places_in_the_file(tmp_path: Path) -> None:
+    text = "path,status,Edema\nThumbs.db,skipped,\na.png,ok,.1\nx.txt,skipped,\nb.png,ok,.2\n"
+    assert table(tmp_path, text).rows.tolist() == [2, 4]
+
+
+@given(st.permutations(range(3)), st.permutations(range(5)), st.permutations(range(3)))
+def test_neither_order_nor_other_columns_change_a_score(rows: list[int], columns: list[int], ids: list[int]) -> None:
+    frame = pl.read_csv(PLAIN.encode(), infer_schema=False).with_columns(error=pl.lit("0.9"))
+    shuffled = frame.select(np.array(frame.columns)[columns].tolist())[rows]
+    made = ScanTable.of(Path("scores.csv"), shuffled)
+    joined = made.scores([IDS[n] for n in ids], ["Edema", "Fracture"])
+    np.testing.assert_array_equal(joined.scores, np.array(EXPECTED)[ids])
+
+
+def test_own_columns_are_known_in_any_case_where_one_is_meant(tmp_path: Path) -> None:
+    found = table(tmp_path, "Path,Status,PATIENT,Edema\na.png,Failed,p1,\nb.png,ok,p1,.2\n")
+    assert (found.ids, found.patients, found.names) == (["a.png", "b.png"], ["p1", "p1"], ["Edema"])
+    assert found.scores(["a.png", "b.png"], ["Edema"]).failed.tolist() == [True, False]
+    assert table(tmp_path, "path,Path,Edema\na.png,x,.1\n").ids == ["a.png"]
+    with pytest.raises(DataError, match="no column 'path'; it has: Path, PATH, Edema"):
+        table(tmp_path, "Path,PATH,Edema\na.png,x,.1\n")

@@ -42,7 +42,7 @@ def check(path: Path, split: str | None) -> None:
         raise DataError("not all folds are trained yet, so there are no scores", where=path, fix=fix)
 
 
-def evaluation(path: Path, against: Path) -> Evaluation:
+def evaluation(path: Path, on: Path) -> Evaluation:
     """Compare the scores out of fold with the certain labels; the AUROCs within folds are among the remarks.
 
     Raises `DataError` for another dataset than the members' own.
@@ -57,11 +57,11 @@ def evaluation(path: Path, against: Path) -> Evaluation:
     from damcli.training import group
 
     members = group.read(path)
-    dataset = Dataset.open(against)
+    dataset = Dataset.open(on)
     if members.group.fingerprint != dataset.info.fingerprint:
         raise DataError(
             "these scores out of fold are of another dataset",
-            where=against,
+            where=on,
             fix=f"name the members' own ({members.dataset}), or evaluate one of them",
         )
     table = ScanTable.read(path / group.SCORES)

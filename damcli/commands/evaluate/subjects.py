@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +23,93 @@ if TYPE_CHECKING:
     from damcli.report.evaluation import Evaluation, Selection, Truth
 
 MODEL_BATCH = 32
+SPLIT = "valid"
+TABLES = (".csv", ".tsv", ".parquet")
 
 
-def run(path: Path, against: Path, split: str, device: str, tta: int | None) -> Evaluation:
+def evaluate(
+    subject: Path, on: Path, split: str | None = None, device: str = "auto", tta: int | None = None
+) -> Evaluation:
+    """Compare the scores of a run, a model or a table with the certain labels of a dataset's split, or of a table.
+
+    `split` is `valid` unless said otherwise; on its own dataset a run also has the split `tune`, and one that fold k
+    was held out of has `fold-k`, which is then what it is evaluated on; folds trained together are, out of fold, on
+    all of them. Scores in tables are joined to scans by their path. With `tta` a run's score is the mean over so many
+    views of a scan (`training.scoring.views`). Writes nothing. Raises `UsageError` for what is not there, `DataError`
+    for what does not fit together.
+    """
+    kind = check(subject, on, split, tta)
+    if not on.is_dir():
+        return _table_on_labels(subject, on)
+    if kind == "folds":
+        return outoffold.evaluation(subject, on)
+    split = split or default_split(kind, subject, on)
+    if kind == "run":
+        return _run(subject, on, split, device, tta)
+    if kind == "model":
+        return _model(subject, on, split, device)
+    return _table(subject, on, split)
+
+
+def default_split(kind: str, subject: Path, on: Path) -> str:
+    """Return what a subject of this kind is evaluated on unless said otherwise."""
+    if kind == "folds":
+        return outoffold.SPLIT
+    if kind == "run" and is_own(subject, on):
+        from damcli.training.checkpoint import read_run
+
+        return outoffold.split_of(read_run(subject)) or SPLIT
+    return SPLIT
+
+
+def check(subject: Path, on: Path, split: str | None, tta: int | None = None) -> str:
+    """Return the subject's kind (`kind_of`). Raises `UsageError` where it cannot be evaluated on `on`."""
+    kind = kind_of(subject)
+    if not on.exists():
+        raise UsageError("there is no such dataset or table of labels", where=on, fix="name a DATASET or a .csv")
+    if kind == "folds":
+        outoffold.check(subject, split)
+    views.check(tta, kind)
+    if on.is_dir():
+        return kind
+    if kind != "scores":
+        raise UsageError(
+            f"a {'run' if kind == 'folds' else kind} needs images to score, and a table of labels has none",
+            where=on,
+            fix="name a DATASET; or score the scans first (damcli predict) and evaluate these scores",
+        )
+    if split is not None:
+        raise UsageError("a table of labels has no splits", where=on, fix="leave out --split")
+    return kind
+
+
+def kind_of(subject: Path) -> str:
+    """Return what a path is evaluated as: `run`, `folds`, `model` or `scores`. Raises `UsageError` for others."""
+    if subject.is_dir():
+        if (subject / "dataset.json").is_file():
+            fix = f"name a run, a model or scores first: damcli evaluate RUN {subject}"
+            raise UsageError("this is a dataset, to evaluate on", where=subject, fix=fix)
+        return "folds" if (subject / "members.json").is_file() else "run"
+    if not subject.exists():
+        raise UsageError("there is no such run, model or table of scores", where=subject)
+    if subject.suffix == ".onnx":
+        return "model"
+    if subject.suffix in TABLES:
+        return "scores"
+    raise UsageError("this cannot be evaluated", where=subject, fix="name a run's folder, a .onnx, .csv or .parquet")
+
+
+def is_own(run: Path, dataset: Path) -> bool:
+    """Return whether a run was trained on this dataset, as it now is. Raises `DataError` if `run` is no run."""
+    from damcli.data.store import read_info
+    from damcli.training.checkpoint import read_run
+
+    with suppress(DataError):
+        return read_info(dataset).fingerprint == read_run(run).facts.fingerprint
+    return False
+
+
+def _run(path: Path, on: Path, split: str, device: str, tta: int | None) -> Evaluation:
     """Score a dataset's split with a run's best network, over `tta` views of each scan."""
     import torch
 
@@ -33,12 +118,12 @@ def run(path: Path, against: Path, split: str, device: str, tta: int | None) -> 
     from damcli.training import checkpoint, launch, metadata, scoring
 
     info = checkpoint.read_run(path)
-    dataset = Dataset.open(against)
+    dataset = Dataset.open(on)
     own = dataset.info.fingerprint == info.facts.fingerprint
     if own and split == outoffold.split_of(info):
         rows = outoffold.rows(info, dataset)
     else:
-        rows = _rows(dataset, split, info.tune_ids if own else None)
+        rows = rows_of(dataset, split, info.tune_ids if own else None)
     truth = Truth.of_dataset(dataset, split, rows)
     _same_contract(info.contract, dataset, path)
     findings, remarks = _shared(info.findings, truth, path)
@@ -57,14 +142,14 @@ def run(path: Path, against: Path, split: str, device: str, tta: int | None) -> 
     return Evaluation("run", path, truth.part(findings), scores[:, columns], selection, remarks=remarks, views=tta or 1)
 
 
-def model(path: Path, against: Path, split: str, device: str) -> Evaluation:
+def _model(path: Path, on: Path, split: str, device: str) -> Evaluation:
     """Score a dataset's split with an exported model."""
     from damcli.bundle.runtime import Model
     from damcli.data.store import Dataset
     from damcli.report.evaluation import Evaluation, Selection, Truth
 
-    dataset = Dataset.open(against)
-    rows = _rows(dataset, split)
+    dataset = Dataset.open(on)
+    rows = rows_of(dataset, split)
     truth = Truth.of_dataset(dataset, split, rows)
     opened = Model.open(path, device)
     if opened.fell_back:
@@ -75,7 +160,7 @@ def model(path: Path, against: Path, split: str, device: str) -> Evaluation:
     seen = max(member.views for member in opened.info.members)
     pieces = [rows[start : start + MODEL_BATCH] for start in range(0, len(rows), MODEL_BATCH)]
     encoding = opened.info.encoding
-    cells = encoding and encoding.encode(dataset.manifest, against)
+    cells = encoding and encoding.encode(dataset.manifest, on)
     remarks += _metadata_remarks(encoding, dataset) if encoding else ()
     batches = (opened.score(dataset.read(piece), None if cells is None else cells[piece]) for piece in pieces)
     scores = _gather(batches, len(pieces))
@@ -96,20 +181,22 @@ def _metadata_remarks(encoding: Encoding, dataset: Dataset) -> tuple[str, ...]:
     return (f"the scores are those of the images mixed with those of {', '.join(names)}", *missing, *encoding.leaks)
 
 
-def table(path: Path, against: Path, split: str) -> Evaluation:
+def _table(path: Path, on: Path, split: str) -> Evaluation:
     """Join a table of scores to a dataset's split by the scans' paths."""
     from damcli.data.scores import ScanTable
     from damcli.data.store import Dataset
     from damcli.report.evaluation import Truth
 
-    dataset = Dataset.open(against)
-    rows = _rows(dataset, split)
+    dataset = Dataset.open(on)
+    rows = rows_of(dataset, split)
     files = dataset.manifest["path"].gather(rows).to_list()
     return _joined(ScanTable.read(path), Truth.of_dataset(dataset, split, rows), files)
 
 
-def table_on_labels(path: Path, labels: Path) -> Evaluation:
+def _table_on_labels(path: Path, labels: Path) -> Evaluation:
     """Join a table of scores to a table of labels by the scans' paths."""
+    import polars as pl
+
     from damcli.data.scores import ScanTable
     from damcli.report.evaluation import Truth
 
@@ -117,7 +204,11 @@ def table_on_labels(path: Path, labels: Path) -> Evaluation:
     shared = [name for name in table.names if name in scores.names]
     if not shared:
         raise _nothing_shared(scores.names, table.names, path)
-    return _joined(scores, Truth.of_labels(labels, table.ids, shared, table.labels(shared), table.patients))
+    frame = table.frame
+    others = frame.select(name for name in table.names if name not in shared)
+    studies = frame["study"].cast(pl.String).fill_null("").to_list() if "study" in frame.columns else None
+    truth = Truth.of_labels(labels, table.ids, shared, table.labels(shared), table.patients, studies, others)
+    return _joined(scores, truth)
 
 
 def _joined(table: ScanTable, truth: Truth, files: Sequence[str] = ()) -> Evaluation:
@@ -138,7 +229,7 @@ def _joined(table: ScanTable, truth: Truth, files: Sequence[str] = ()) -> Evalua
     )
 
 
-def _rows(dataset: Dataset, split: str, tune: Sequence[str] | None = None) -> npt.NDArray[np.int64]:
+def rows_of(dataset: Dataset, split: str, tune: Sequence[str] | None = None) -> npt.NDArray[np.int64]:
     """Return the rows of a split; `tune` are the ids of the run's own part, where it has one in this dataset."""
     import numpy as np
 

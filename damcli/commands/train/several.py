@@ -173,7 +173,7 @@ def _result(members: Members, dataset: Path) -> None:
     """Show what came of the members together, and what to do with it."""
     path, kind = members.path, members.group.kind
     if kind == "folds":
-        evaluate.show(evaluate.evaluate(path, dataset))
+        evaluate.show(evaluate.judge(path, dataset))
         console.result(str(path))
         return console.next_step(f"damcli evaluate {path} {dataset}")
     _show(members)

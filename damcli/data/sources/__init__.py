@@ -47,7 +47,9 @@ class Source:
 
 
 def read_csv(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
-    """Read a CSV, also one packed as `.gz`, as text columns, blanks as "". UTF-8 or Latin-1; comma, semicolon or tab.
+    """Read a CSV, also one packed as `.gz`, as text columns, blanks as "".
+
+    UTF-8, Latin-1, or UTF-16 with its mark (Excel's "Unicode text"); comma, semicolon or tab.
 
     `columns` names those to keep, as far as they are there: others may hold gigabytes of text.
 
@@ -59,6 +61,8 @@ def read_csv(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
             return _parsed(text, path, columns)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError("this .gz file is cut off or damaged", where=path) from error
+    except UnicodeDecodeError as error:
+        raise DataError("this text is cut off or damaged: it says that it is UTF-16", where=path) from error
     except OSError as error:
         raise UsageError(f"this table cannot be read: {error.strerror}", where=path) from error
 
@@ -69,7 +73,10 @@ def _opened(path: Path, encoding: str) -> TextIO:
 
 
 def _encoding(path: Path) -> str:
-    """Return what a file of text is written in: UTF-8 if all of it is, else Latin-1."""
+    """Return what a file of text is written in: UTF-8 if all of it is; UTF-16 if it says so; else Latin-1."""
+    with _opened(path, "latin-1") as text:
+        if text.read(2) in ("\xff\xfe", "\xfe\xff"):
+            return "utf-16"
     try:
         with _opened(path, "utf-8") as text:
             while text.read(2**20):

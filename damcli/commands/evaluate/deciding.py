@@ -1,0 +1,162 @@
+"""What a run's tune part decides for an evaluation: calibration and operating points, made or read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from damcli import console
+from damcli.commands.evaluate import subjects, units
+from damcli.commands.evaluate.asked import Asked
+from damcli.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from damcli.metrics.calibration import Calibration
+    from damcli.metrics.decisions import Decisions
+    from damcli.report.evaluation import Evaluation
+
+FITTED = ("temperature", "platt", "isotonic")
+DEFAULT_RULE = "youden"
+REFUSED = {
+    "model": "a model has those that were chosen on the tune part of its runs before it was exported",
+    "folds": "the folds have no tune part in common, and thresholds chosen on the scans that they are judged by flatter",
+    "scores": "scores have no tune part, and thresholds chosen on the scans that they are judged by flatter",
+}
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What the tune part decided, in words on which one (`made_on`) and whether the run keeps it (`kept`).
+
+    `fits` holds every way of calibrating, by method and finding, for comparison; empty where there are no tune scans.
+    """
+
+    decisions: Decisions
+    made_on: str
+    kept: str
+    fits: Mapping[str, Mapping[str, Calibration]] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """Return the part `decisions` of `metrics.json`."""
+        made = self.decisions
+        return {
+            "made_on": self.made_on,
+            "tune_scans": made.tune_scans,
+            "stored": self.kept,
+            "calibration": made.method,
+            "points": [rule.name for rule in made.rules],
+            "notes": list(made.notes),
+        }
+
+
+def of(subject: Path, on: Path, kind: str, asked: Asked, device: str, tta: int | None) -> Decided | None:
+    """Return what was decided for a subject, after deciding it where that was asked for or was not done yet.
+
+    Raises `UsageError` where there is no tune part to decide on and it was asked for.
+    """
+    wanted = "--operating" if asked.rules else "--calibrate" if asked.calibrate else None
+    if kind != "run":
+        if wanted:
+            fix = "name a run: damcli evaluate RUN DATASET --operating …; damcli export carries what it decides"
+            raise UsageError(REFUSED[kind], where=wanted, fix=fix)
+        return _of_model(subject, asked) if kind == "model" else None
+    own = next((path for path in (on, _dataset(subject)) if path.is_dir() and subjects.is_own(subject, path)), None)
+    if own is None:
+        if wanted:
+            raise UsageError(
+                "the dataset that the run was trained on is not there, and its tune part is needed to decide on",
+                where=wanted,
+                fix=f"damcli evaluate {subject} DATASET {wanted} …, with that dataset",
+            )
+        return _kept_only(subject, asked)
+    return _of_run(subject, own, asked, device, tta)
+
+
+def _of_run(run: Path, dataset: Path, asked: Asked, device: str, tta: int | None) -> Decided:
+    from damcli.metrics.decisions import decide
+    from damcli.metrics.operating import Rule
+    from damcli.training import checkpoint, decisions
+
+    kept = _read(run)
+    tune = _tune(run, dataset, device, tta)
+    findings, truth = tune.truth.findings, tune.truth.values
+    fits = {method: decide(findings, truth, tune.scores, (), method).calibration for method in FITTED}
+    reduce = units.reductions(asked, findings)
+    fits_in = kept is not None and (kept.by, kept.reduce, kept.views) == (asked.by, reduce, tune.views)
+    if kept is not None and fits_in and not (asked.rules or asked.calibrate):
+        return Decided(kept, f"the tune part of {run}", "kept in the run before", fits)
+    rules = asked.rules or (kept.rules if kept and kept.rules else (Rule.parse(DEFAULT_RULE),))
+    made = decide(
+        findings,
+        truth,
+        tune.scores,
+        rules,
+        asked.calibrate or (kept.method if kept else "none"),
+        prevalence=asked.prevalence,
+        by=asked.by,
+        reduce=reduce,
+        units=units.reducer(tune, asked),
+        views=tune.views,
+        weights_sha256=checkpoint.weights_sha256(run),
+    )
+    if kept is None or asked.rules or asked.calibrate:
+        decisions.write(run, made)
+        return Decided(made, f"the tune part of {run}", "kept in the run now", fits)
+    other = f"not kept: the run keeps those of {kept.by}s over {kept.views} view(s)"
+    return Decided(made, f"the tune part of {run}", other, fits)
+
+
+def _kept_only(run: Path, asked: Asked) -> Decided | None:
+    """Return what a run decided earlier, for scans of another dataset, where it is of the same unit."""
+    kept = _read(run)
+    if kept is None or kept.by != asked.by:
+        return None
+    return Decided(kept, f"the tune part of {run}", "kept in the run before")
+
+
+def _of_model(path: Path, asked: Asked) -> Decided | None:
+    from damcli.bundle.runtime import read_info
+
+    info = read_info(path)
+    if info.decisions is None or info.decisions.by != asked.by:
+        return None
+    # The graph calibrates already.
+    made = info.decisions.model_copy(update={"calibration": {}})
+    return Decided(made, f"the tune part of the runs in {path}", "carried by the model")
+
+
+def _read(run: Path) -> Decisions | None:
+    from damcli.training import decisions
+
+    try:
+        return decisions.read(run)
+    except DataError as problem:
+        console.warn(f"{problem.what}: decided anew")
+        return None
+
+
+def _tune(run: Path, dataset: Path, device: str, tta: int | None) -> Evaluation:
+    """Return the run's tune part with its scores, those that training ended with where they will do."""
+    from damcli.data.scores import ScanTable
+    from damcli.data.store import Dataset
+    from damcli.report.evaluation import Evaluation, Selection, Truth
+    from damcli.training.checkpoint import read_run
+
+    file = run / "scores-tune.parquet"
+    if tta is not None or not file.is_file():
+        return subjects.evaluate(run, dataset, "tune", device, tta)
+    info, opened = read_run(run), Dataset.open(dataset)
+    truth = Truth.of_dataset(opened, "tune", subjects.rows_of(opened, "tune", info.tune_ids)).part(info.findings)
+    scores = ScanTable.read(file).scores(truth.ids, info.findings).scores
+    return Evaluation("run", run, truth, scores, Selection(True, "these scans chose the epoch"))
+
+
+def _dataset(run: Path) -> Path:
+    from damcli.training.checkpoint import read_run
+
+    return read_run(run).dataset

@@ -1,0 +1,83 @@
+"""From a subject to its figures: scores, calibration, units, intervals, and whatever else was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from damcli import console
+from damcli.commands.evaluate import deciding, further, subjects, units
+from damcli.commands.evaluate.asked import Asked
+from damcli.errors import GateError
+
+if TYPE_CHECKING:
+    from damcli.report.evaluation import Evaluation
+    from damcli.report.judgement import Judgement
+
+# With fewer numbers to draw than this the bootstrap takes a second, and no progress is shown.
+WORTH_SHOWING = 200_000_000
+NOTHING = Asked()
+
+
+def judge(
+    subject: Path,
+    on: Path,
+    asked: Asked = NOTHING,
+    split: str | None = None,
+    device: str = "auto",
+    tta: int | None = None,
+) -> Judgement:
+    """Score what is to be evaluated, and return its figures as `asked` wants them.
+
+    The other arguments are those of `subjects.evaluate`, which says what it raises; besides, `UsageError` and
+    `DataError` for what was asked and cannot be had. Writes nothing but what the tune part decided, into the run.
+    """
+    from damcli.report import judgement as figures
+
+    kind = subjects.check(subject, on, split, tta)
+    scored = subjects.evaluate(subject, on, split, device, tta)
+    other = asked.against and subjects.evaluate(asked.against, on, scored.truth.split, device, _views(asked.against, tta))
+    decided = deciding.of(subject, on, kind, asked, device, tta)
+    raw = units.at(scored, asked)
+    evaluation = raw
+    if decided and decided.decisions.calibration:
+        calibrated = decided.decisions.calibrated(scored.truth.findings, scored.scores)
+        scored = replace(scored, scores=calibrated)
+        evaluation = units.at(scored, asked)
+    method = figures.Method.of(evaluation, asked.cluster, asked.draws, asked.seed)
+    drawn = _tracked(figures.draws(evaluation, method), evaluation, method.draws)
+    judgement = replace(figures.judge(evaluation, method, list(drawn)), scored=scored)
+    calibration, reliability = further.calibration(raw, method, asked, decided)
+    parts: dict[str, Any] = {
+        "decisions": decided and decided.document(),
+        "operating": decided and further.operating(evaluation, method, asked, decided.decisions),
+        "calibration": calibration,
+        "comparison": other and comparison.section(evaluation, units.at(other, asked), method),
+        "readers": asked.readers and further.readers(evaluation, method, asked),
+        "subgroups": [further.subgroup(evaluation, method, column) for column in asked.subgroups],
+    }
+    judgement = replace(judgement, sections={k: v for k, v in parts.items() if v}, reliability=reliability)
+    gates = [gate.result(judgement.document()) for gate in asked.gates]
+    return replace(judgement, sections={**judgement.sections, "gates": gates})
+
+
+def stop_at_gates(judgement: Judgement) -> None:
+    """Raise `GateError` where a condition of `--require` is not met."""
+    from damcli.report import gates
+
+    results = judgement.sections.get("gates", [])
+    missed = gates.failed(results)
+    if missed:
+        raise GateError(
+            f"{len(missed)} of {len(results)} conditions are not met: {'; '.join(missed)}",
+            where=judgement.evaluation.title,
+        )
+
+
+def _tracked(parts: Iterable[Any], evaluation: Evaluation, draws: int) -> Iterable[Any]:
+    """Show how far the bootstrap is, where it takes long."""
+    if evaluation.truth.values.size * draws < WORTH_SHOWING:
+        return parts
+    return console.track((draw[None] for part in parts for draw in part), draws, "bootstrap", unit="draws")

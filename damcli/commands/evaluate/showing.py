@@ -1,0 +1,49 @@
+"""The figures on stdout: a table for each part, and below them what a reader of them has to know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from damcli import console
+
+if TYPE_CHECKING:
+    from damcli.report.judgement import Judgement
+
+Table = tuple[str, list[str], list[list[str]]]
+
+
+def show(judgement: Judgement) -> None:
+    """Show the figures: as tables, or with `--json` as the document that `metrics.json` holds."""
+    from damcli.report import tables
+
+    if console.state.json:
+        return console.emit_json(judgement.document())
+    console.table(judgement.evaluation.title, tables.AUROC_COLUMNS, judgement.rows())
+    console.table("", tables.FURTHER_COLUMNS, judgement.further_rows())
+    for title, columns, rows in _further(judgement.document()):
+        console.table(title, columns, rows)
+    for note in judgement.notes:
+        console.result(note)
+
+
+def _further(document: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables of what was asked for besides."""
+    from damcli.report import comparison, sections
+
+    operating = sections.operating_rows(document)
+    if operating:
+        yield f"Operating points, chosen on {document['decisions']['made_on']}", sections.OPERATING_COLUMNS, operating
+    calibration = sections.calibration_rows(document)
+    if calibration:
+        yield "Calibration, fitted on the tune part", sections.CALIBRATION_COLUMNS, calibration
+    if compared := document["comparison"]:
+        title = f"Difference to {compared['subject']['path']} ({compared['method']})"
+        yield title, comparison.COLUMNS, comparison.rows(compared)
+    if readers := document["readers"]:
+        yield f"Readers ({readers['rule']})", sections.READER_COLUMNS, sections.reader_rows(readers)
+    for column in document["subgroups"]:
+        yield f"By {column['column']}", sections.GROUP_COLUMNS, sections.group_rows(column)
+        yield "", sections.GAP_COLUMNS, sections.gap_rows(column)
+    if gates := document["gates"]:
+        yield "Required", sections.GATE_COLUMNS, sections.gate_rows(gates)
