@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from damcli.data import augment
 from damcli.deepauc.network import Classifier
 from damcli.errors import DataError, GateError, UsageError
 from damcli.metrics import auroc
+from damcli.metrics.calibration import Calibration, calibrated
 
 if TYPE_CHECKING:
     import polars as pl
@@ -49,9 +50,9 @@ def export(
     `images` are real scans, uint8 (N, S, S) or (N, S, S, 3) at the size of `common_contract`; `truth` their labels,
     (N, findings) of 0, 1 or NaN in the order of `all_findings`; `metadata` a table with a row per scan, for members
     that take it (without one all of it is missing). The calibration of `decisions` becomes part of the graph; its
-    thresholds and the `reference`, which is of calibrated scores, are stored beside it. Raises `GateError` where a score differs from
-    PyTorch's by more than 1e-4 (nothing is written then), `UsageError` for members that do not fit together or are
-    larger than one ONNX file can be, `DataError` for findings that cannot be columns.
+    thresholds and the `reference`, which is of calibrated scores, are stored beside it. Raises `GateError` where a
+    score differs from PyTorch's by more than 1e-4 (nothing is written then), `UsageError` for members that do not fit
+    together or are larger than one ONNX file can be, `DataError` for findings that cannot be columns.
     """
     contract = common_contract([member.contract for member in members])
     findings = all_findings(members)
@@ -65,8 +66,9 @@ def export(
             fix="export fewer runs at a time",
         )
     images = images.reshape(len(images), contract.size, contract.size, contract.channels)
-    model = graph.assemble(members)
-    parity = compare(members, model.SerializeToString(), images, truth, metadata)
+    calibration = decisions.calibration if decisions else {}
+    model = graph.assemble(members, calibration)
+    parity = compare(members, model.SerializeToString(), images, truth, metadata, calibration)
     info = ModelInfo(
         damcli=__version__,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -100,12 +102,16 @@ def compare(
     images: np.ndarray,
     truth: np.ndarray | None,
     metadata: pl.DataFrame | None = None,
+    calibration: Mapping[str, Calibration] | None = None,
 ) -> Parity:
-    """Score the scans by PyTorch and by ONNX Runtime on the CPU. Raises `GateError` above the tolerance."""
+    """Score the scans by PyTorch and by ONNX Runtime on the CPU. Raises `GateError` above the tolerance.
+
+    Where a calibration is steep a difference grows with it: what the tolerance becomes there is allowed as well.
+    """
     if not len(images):
         raise DataError("there are no scans to compare PyTorch and ONNX Runtime on")
     findings = all_findings(members)
-    expected = np.concatenate(list(_by_torch(members, images, metadata)))
+    scored = np.concatenate(list(_by_torch(members, images, metadata)))
     session, _, _ = runtime.start(model, "cpu", None)
     encoding = side_by_side([member.metadata.encoding for member in members if member.metadata])
     rows = None if encoding is None else mixing.rows(encoding, len(images), metadata)
@@ -115,10 +121,16 @@ def compare(
             for part in _batches(len(images))
         ]
     )
-    worst = np.abs(got - expected).max(0)
+    below, expected, above = (
+        calibrated(calibration or {}, findings, (scored + shift).clip(0, 1)) for shift in (-TOLERANCE, 0, TOLERANCE)
+    )
+    allowed = np.maximum(TOLERANCE, np.maximum(above - expected, expected - below))
+    difference = np.abs(got - expected)
+    worst = difference.max(0)
     # A comparison with NaN is false, so that NaN does not pass.
-    if not (worst <= TOLERANCE).all():
-        column = int(np.argmax(np.where(np.isnan(worst), np.inf, worst)))
+    if not (difference <= allowed).all():
+        beyond = np.where(np.isnan(difference), np.inf, difference - allowed)
+        column = int(np.argmax(beyond.max(0)))
         raise GateError(
             f"ONNX Runtime's scores differ from PyTorch's by {worst[column]:.2g}, more than {TOLERANCE:g}:"
             " nothing was written",

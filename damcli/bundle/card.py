@@ -92,9 +92,10 @@ def _points(info: ModelInfo) -> str:
     """Return which thresholds there are, what they were chosen on and were worth there, or why there are none."""
     made = info.decisions
     if made is None:
-        return """Thresholds: none yet. Nothing was decided before the export: `damcli evaluate RUN --operating RULE` chooses them on
-the scans kept out of training, and `damcli export` carries them. Choose none on the scans that you then judge by.
-"""
+        return (
+            "Thresholds: none yet. `damcli evaluate RUN --operating RULE` chooses them on scans kept out of training,\n"
+            "and `damcli export` carries them. Choose none on the scans that you then judge by.\n"
+        )
     notes = "".join(f"- {note}.\n" for note in made.notes)
     rows = "".join(
         f"| {finding} | {name} | {point.threshold:.6g} | {point.chosen_on.sensitivity:.3f} |"
@@ -108,9 +109,9 @@ the scans kept out of training, and `damcli export` carries them. Choose none on
     if made.by != "scan":
         reduced = ", ".join(f"{rule} for {finding}" for finding, rule in made.reduce.items())
         score = f"the score that its scans have together ({reduced})"
-    return f"""A {made.by} is called positive where {score}, as `{OUTPUT}` gives it, is at least the threshold. Thresholds were
-chosen on {made.tune_scans} scans kept out of training. What they were worth there, as shown, flatters them: measure
-them on your own scans before use.
+    return f"""A {made.by} is called positive where {score}, as `{OUTPUT}` gives it, is at least
+the threshold. Thresholds were chosen on {made.tune_scans} scans kept out of training. What they were worth there, as
+shown, flatters them: measure them on your own scans before use.
 
 | finding | chosen by | threshold | sensitivity | specificity | positives | negatives |
 |---|---|---|---|---|---|---|
@@ -122,7 +123,7 @@ def _drift(info: ModelInfo, name: str) -> str:
     if info.reference is None:
         return ""
     return f"""
-- Whether scans are like the {info.reference.scans} that its scores are known of: `damcli evaluate {name} --drift SCANS`."""
+- Whether scans are like {info.reference.scans} of those that it was made on: `damcli evaluate {name} --drift SCANS`."""
 
 
 def _short(digest: str | None) -> str:

@@ -2,9 +2,10 @@
 
 `images` uint8 (N, H, W, C) → [0, 1] → per member: area resizing as two constant matrices where its size differs, the
 network (grey to 3 channels and normalisation are its own), sigmoid → per finding the mean over the members that have
-it → `scores` float32 (N, findings). Members are exported one by one and joined under prefixes, so that memory stays
-that of one export and each can be told apart in the file. Views for test-time augmentation are scored one after the
-other, by a Scan over their maps: the network is in the file once, and memory stays that of one view.
+it, and its calibration, if any (`calibrating`) → `scores` float32 (N, findings). Members are exported one by one and
+joined under prefixes, so that memory stays that of one export and each can be told apart in the file. Views for
+test-time augmentation are scored one after the other, by a Scan over their maps: the network is in the file once, and
+memory stays that of one view.
 A member's metadata network (`mixing`) takes its part of a second input, `metadata` float32 (N, D).
 """
 
@@ -23,12 +24,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from damcli import __version__
-from damcli.bundle import mixing
+from damcli.bundle import calibrating, mixing
 from damcli.bundle.mixing import Mixed
 from damcli.bundle.schema import INPUT, METADATA, OUTPUT
 from damcli.data.images import Contract
 from damcli.deepauc.network import Classifier
 from damcli.errors import UsageError
+from damcli.metrics.calibration import Calibration
 
 OPSET = 20
 
@@ -85,8 +87,8 @@ def area_matrix(size: int, smaller: int) -> np.ndarray:
     return (overlap.clip(0) * smaller / size).astype(np.float32)
 
 
-def assemble(members: Sequence[Member]) -> onnx.ModelProto:
-    """Return the graph of all members together, without metadata."""
+def assemble(members: Sequence[Member], calibration: Mapping[str, Calibration] | None = None) -> onnx.ModelProto:
+    """Return the graph of all members together, without what a model says of itself; `calibration` is by finding."""
     contract = common_contract([member.contract for member in members])
     findings = all_findings(members)
     size, channels = contract.size, contract.channels
@@ -127,11 +129,16 @@ def assemble(members: Sequence[Member]) -> onnx.ModelProto:
         has = np.array([[a == b for b in findings] for a in member.findings], np.float32)
         votes = np.concatenate([votes, has])
     constants |= {"votes": votes, "voters": votes.sum(0)}
+    mean = "mean" if calibration else OUTPUT
     nodes += [
         helper.make_node("Concat", outputs, ["all"], axis=1),
         helper.make_node("MatMul", ["all", "votes"], ["sums"]),
-        helper.make_node("Div", ["sums", "voters"], [OUTPUT]),
+        helper.make_node("Div", ["sums", "voters"], [mean]),
     ]
+    if calibration:
+        calibrated, numbers = calibrating.nodes(calibration, findings, mean, OUTPUT, "calibration.")
+        nodes += calibrated
+        constants |= numbers
     initializers += [numpy_helper.from_array(value, name) for name, value in constants.items()]
     inputs = [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["N", size, size, channels])]
     if width:

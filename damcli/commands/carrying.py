@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ from damcli.errors import UsageError
 if TYPE_CHECKING:
     from damcli.bundle.build import Member
     from damcli.data.store import Dataset
+    from damcli.data.units import Reduce
     from damcli.metrics.decisions import Decisions
     from damcli.metrics.drift import Reference
     from damcli.training.folder import RunInfo
@@ -47,12 +47,12 @@ def of(members: Sequence[Member], runs: Sequence[RunInfo], dataset: Dataset, vie
     from damcli.training import decisions
 
     stored = [found for run in runs if (found := decisions.read(run.path))]
-    references = [found for run in runs if (found := decisions.read_reference(run.path))]
+    references = [kept for run in runs if (kept := decisions.read_reference(run.path))]
     asked = _asked(stored)
     # Of one network that scores as it did then, what was made stays.
-    own = [found for found in stored if len(runs) == 1 and found.views == views]
-    kept = [found for found in references if len(runs) == 1 and found.views == views]
-    made, reference = own[0] if own else None, kept[0] if kept else None
+    alone = len(runs) == 1
+    made = next((found for found in stored if alone and found.views == views), None)
+    reference = next((kept for kept in references if alone and kept.views == views), None)
     notes = [] if asked else [UNDECIDED]
     deciding = asked is not None and made is None
     if deciding or reference is None:
@@ -63,10 +63,11 @@ def of(members: Sequence[Member], runs: Sequence[RunInfo], dataset: Dataset, vie
         else:
             rows = rows if deciding else rows[_spread(len(rows), REFERENCE_SCANS)]
             findings = list(dict.fromkeys(finding for member in members for finding in member.findings))
-            scores = _scores(members, runs, dataset, rows)
+            scores = _scores(members, runs, findings, dataset, rows)
             if asked and deciding:
                 made = _decided(asked, findings, scores, dataset, rows, views)
-                notes.append(f"decided anew, on {len(rows)} scans that are in the tune part of every run")
+                whose = "the run" if alone else "every run"
+                notes.append(f"decided anew, on {len(rows)} scans that are in the tune part of {whose}")
             reference = reference or decisions.refer(
                 findings, scores, dataset, rows, scans=REFERENCE_SCANS, views=views
             )
@@ -86,21 +87,23 @@ def _asked(stored: Sequence[Decisions]) -> Decisions | None:
     """
     if not stored:
         return None
-    first = stored[0]
+    first, reduce = stored[0], dict(stored[0].reduce)
     for other in stored[1:]:
-        for name, what in (
-            ("method", "calibrated"),
-            ("by", "judged by scan, study or patient"),
-            ("reduce", "reduced to studies or patients"),
-            ("prevalence", "weighed by prevalence"),
+        shared = {finding: reduce.get(finding, rule) for finding, rule in other.reduce.items()}
+        for what, ours, theirs in (
+            ("calibrated", first.method, other.method),
+            ("judged by units", first.by, other.by),
+            ("reduced to these", shared, other.reduce),
+            ("weighed by prevalence", first.prevalence, other.prevalence),
         ):
-            if getattr(first, name) != getattr(other, name):
+            if ours != theirs:
                 raise UsageError(
-                    f"these runs were {what} differently: {getattr(first, name)} and {getattr(other, name)}",
+                    f"the runs' scores were {what} differently: {ours} and {theirs}",
                     fix="decide alike for all of them (damcli evaluate RUN), or export them one by one",
                 )
+        reduce |= other.reduce
     rules = tuple(dict.fromkeys(rule for found in stored for rule in found.rules))
-    return first.model_copy(update={"rules": rules})
+    return first.model_copy(update={"rules": rules, "reduce": reduce})
 
 
 def _unseen(runs: Sequence[RunInfo], dataset: Dataset) -> tuple[Rows, str]:
@@ -115,13 +118,14 @@ def _unseen(runs: Sequence[RunInfo], dataset: Dataset) -> tuple[Rows, str]:
     return rows, "" if len(rows) else "no scan is in the tune part of every run, as with folds or other seeds"
 
 
-def _scores(members: Sequence[Member], runs: Sequence[RunInfo], dataset: Dataset, rows: Rows) -> npt.NDArray[Any]:
-    """Return the scores that the finished model gives, before calibration: float64 (n, findings of all members)."""
+def _scores(
+    members: Sequence[Member], runs: Sequence[RunInfo], findings: Sequence[str], dataset: Dataset, rows: Rows
+) -> npt.NDArray[Any]:
+    """Return the scores that the finished model gives before calibration, float64 (n,K), columns as `findings`."""
     import torch
 
     from damcli.training import launch, metadata, scoring
 
-    findings = list(dict.fromkeys(finding for member in members for finding in member.findings))
     sums, voters = np.zeros((len(rows), len(findings))), np.zeros(len(findings))
     place = torch.device(launch.accelerator("auto"))
     console.note(f"scoring {len(rows)} scans of the tune part with {len(members)} network(s)")
@@ -150,18 +154,29 @@ def _decided(
     asked: Decisions, findings: Sequence[str], scores: npt.NDArray[Any], dataset: Dataset, rows: Rows, views: int
 ) -> Decisions:
     """Decide as was `asked` on other scores."""
+    from damcli.data.units import Units
     from damcli.metrics.decisions import decide
+    from damcli.report.evaluation import Truth
 
-    truth = dict(zip(dataset.info.findings, dataset.truth(rows).T, strict=True))
+    truth = Truth.of_dataset(dataset, "tune", rows).part(findings)
+    units = Units.of(asked.by, truth.patients, truth.studies, truth.ids, dataset.path)
+    labels = units.labels(truth.raw).labels
+    targets = np.where(labels == -1, np.nan, labels)
+    rules = [cast("Reduce", asked.reduce[finding]) for finding in findings if finding in asked.reduce]
+
+    def reduced(calibrated: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        return targets, units.scores(calibrated, rules).scores
+
     return decide(
         findings,
-        np.column_stack([truth[finding] for finding in findings]),
+        truth.values,
         scores,
         asked.rules,
         asked.method,
         prevalence=asked.prevalence,
         by=asked.by,
         reduce=asked.reduce,
+        units=None if asked.by == "scan" else reduced,
         views=views,
     )
 

@@ -112,7 +112,6 @@ def _read(path: Path, units: Sequence[str], findings: Sequence[str], by: By) -> 
     rows = np.arange(1, len(frame) + 1)
     keys = [scores.spelled(key or "") for key in scores.text(frame[column], path).to_list()]
     scores.refuse_repeated(keys, rows, column, "keys", path)
-    frame = frame.rename({column: "path"} if column != "path" and "path" not in frame.columns else {})
     table = scores.ScanTable(path, frame, rows).named(findings)
     present = [finding for finding in findings if finding in table.names]
     if not present:
@@ -125,8 +124,8 @@ def _read(path: Path, units: Sequence[str], findings: Sequence[str], by: By) -> 
     unit_of = _joined(keys, units, path, column, by)
     joined = unit_of >= 0
     calls = np.full((len(units), len(findings)), np.nan)
-    columns = [findings.index(finding) for finding in present]
-    calls[np.ix_(unit_of[joined], columns)] = raw[joined]
+    for column_of, finding in enumerate(present):
+        calls[unit_of[joined], list(findings).index(finding)] = raw[joined, column_of]
     uncertain = calls == -1
     calls[uncertain] = np.nan
     return Reading(

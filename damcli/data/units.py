@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
@@ -207,7 +206,7 @@ def _name(key: tuple[str, ...]) -> str:
     >>> _name(("p1", "s1")), _name(("p1", "test/p1/s1")), _name(("", "s1")), _name(("p1",))
     ('p1/s1', 'test/p1/s1', 's1', 'p1')
     """
-    return key[-1] if not key[0] or key[0] in Path(key[-1]).parts else "/".join(key)
+    return key[-1] if not key[0] or key[0] in key[-1].split("/") else "/".join(key)
 
 
 def _reduced(members: npt.NDArray[np.int64], values: npt.NDArray[np.float64], rule: Reduce) -> npt.NDArray[np.float64]:

@@ -1,6 +1,7 @@
 """Figures of merit with their uncertainty: NumPy only, exact with ties."""
 
 from damcli.metrics.auroc import RocCurve, auroc, roc_curve
+from damcli.metrics.calibration import brier, expected_calibration_error, reliability
 from damcli.metrics.comparing import compare, compare_means, holm
 from damcli.metrics.delong import (
     Comparison,
@@ -28,15 +29,18 @@ __all__ = [
     "auroc",
     "average_precision",
     "bootstrap_interval",
+    "brier",
     "compare",
     "compare_means",
     "components",
     "delong_interval",
     "delong_test",
     "estimate",
+    "expected_calibration_error",
     "holm",
     "mean_auroc",
     "partial_auroc",
+    "reliability",
     "roc_curve",
     "sensitivity_at_specificity",
     "wilson",

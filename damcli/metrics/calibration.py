@@ -8,7 +8,8 @@ Isotonic regression is a staircase with slopes: it makes ties, which `ties_made`
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -74,6 +75,21 @@ class Calibration(Strict):
         return q + OWN * (p - q)
 
 
+def calibrated(
+    calibration: Mapping[str, Calibration], findings: Sequence[str], scores: NDArray[np.floating[Any]]
+) -> Floats:
+    """Return `scores` (N, K), columns in the order of `findings`, as float64, calibrated where the finding is.
+
+    >>> calibrated({"Edema": Calibration(method="temperature", slope=2)}, ["Mass", "Edema"], np.array([[0.2, 0.2]]))
+    array([[0.2       , 0.0588...]])
+    """
+    columns = np.array(scores, np.float64)
+    for k, finding in enumerate(findings):
+        if finding in calibration:
+            columns[:, k] = calibration[finding].apply(columns[:, k])
+    return columns
+
+
 def fit(targets: ArrayLike, scores: ArrayLike, method: Method) -> Calibration:
     """Return the calibration of `scores` (N,) in [0, 1] that fits `targets` (N,), 1, 0 or nan (left out), best.
 
@@ -87,11 +103,8 @@ def fit(targets: ArrayLike, scores: ArrayLike, method: Method) -> Calibration:
     >>> fit([0, 0, 1, 0, 1, 1], [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], "isotonic").knots_y
     (0.0, 0.0, 0.5, 0.5, 1.0, 1.0)
     """
-    positive, negative, values = checked(targets, scores)
-    known = positive | negative
-    p, truth = values[known].astype(np.float64), positive[known]
-    if len(p) and not 0 <= p.min() <= p.max() <= 1:
-        raise ValueError("scores to calibrate must be in [0, 1]")
+    numbers, p = _known(targets, scores)
+    truth = numbers == 1
     if truth.all() or not truth.any():
         raise ValueError("no labelled scans" if not len(p) else "no negatives" if truth.any() else "no positives")
     if method == "isotonic":
@@ -197,9 +210,9 @@ class Errors(NamedTuple):
 
 
 def brier(targets: ArrayLike, scores: ArrayLike) -> float:
-    """Return the mean of (score − target)², nan without labelled scans. Raises what `damcli.metrics.auroc` does.
+    """Return the mean of (score − target)², nan without labelled scans.
 
-    Source: Brier, Monthly Weather Review 78 (1950) 1-3, for two classes and the probability of one.
+    Raises what `damcli.metrics.auroc` does, and `ValueError` for scores outside [0, 1]. Source: Brier, Monthly Weather Review 78 (1950) 1-3, for two classes and the probability of one.
 
     >>> round(brier([0, 1, float("nan")], [0.2, 0.6, 0.9]), 12)
     0.1
@@ -212,7 +225,7 @@ def expected_calibration_error(targets: ArrayLike, scores: ArrayLike, bins: int 
     """Return the mean over scans of |mean score − share of positives| of their bin; nan without labelled scans.
 
     Bins are those of `reliability`. Also of scores that are true probabilities it is above 0, by chance: up to about
-    0.4 · √(bins / scans). Raises what `damcli.metrics.auroc` does. Source: Naeini, Cooper, Hauskrecht, AAAI
+    0.4 · √(bins / scans). Raises what `brier` does. Source: Naeini, Cooper, Hauskrecht, AAAI
     2015, with bins of equal mass.
 
     >>> round(expected_calibration_error([0, 1, 1, 1], [0.2, 0.4, 0.7, 0.9], bins=2), 12)
@@ -228,7 +241,7 @@ def reliability(targets: ArrayLike, scores: ArrayLike, bins: int = 10, level: fl
     """Return the bins of a reliability diagram by rising score; those without a scan are left out.
 
     They are of equal mass, as far as ties allow: equal scores stay together, in the bin where their middle lies.
-    Raises what `damcli.metrics.auroc` does, and `ValueError` for fewer than one bin.
+    Raises what `brier` does, and `ValueError` for fewer than one bin.
 
     >>> [(bin.n, round(bin.score, 3), bin.observed) for bin in reliability([0, 1, 1, 1], [0.2, 0.4, 0.7, 0.9], bins=2)]
     [(2, 0.3, 0.5), (2, 0.8, 1.0)]
@@ -254,9 +267,9 @@ def measure(
 ) -> Errors:
     """Return Brier score and expected calibration error with intervals from the bootstrap over groups of scans.
 
-    Groups and draws are those of `damcli.metrics.intervals`; the bins stay those of the scans at hand. The calibration
-    error of a draw is larger than its scans' by the same chance that theirs is above 0 by, so that its interval lies
-    high. Undefined with fewer than two groups of labelled scans. Raises what `damcli.metrics.auroc` does.
+    Groups and draws are those of `damcli.metrics.intervals`; the bins stay those of the scans at hand. The interval of
+    the calibration error is about what chance adds to it as well (`expected_calibration_error`). Undefined with fewer
+    than two groups of labelled scans. Raises what `brier` does.
 
     >>> found = measure([0, 0, 1, 1], [0.1, 0.4, 0.3, 0.9])
     >>> round(found.brier.value, 4), found.brier.low < 0.1675 < found.brier.high
@@ -289,7 +302,10 @@ def _known(targets: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:
     """Return the targets and scores of the labelled scans."""
     positive, negative, values = checked(targets, scores)
     known = positive | negative
-    return positive[known].astype(np.float64), values[known].astype(np.float64)
+    truth, p = positive[known].astype(np.float64), values[known].astype(np.float64)
+    if (p < 0).any() or (p > 1).any():
+        raise ValueError("scores must be in [0, 1] to be taken as probabilities")
+    return truth, p
 
 
 def _bins(p: Floats, bins: int) -> NDArray[np.intp]:

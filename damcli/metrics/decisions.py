@@ -43,11 +43,7 @@ class Decisions(Strict):
 
     def calibrated(self, findings: Sequence[str], scores: NDArray[np.floating]) -> Floats:
         """Return scores (N,K), columns in the order of `findings`, each calibrated where its finding is; float64."""
-        columns = np.array(scores, np.float64)
-        for k, finding in enumerate(findings):
-            if finding in self.calibration:
-                columns[:, k] = self.calibration[finding].apply(columns[:, k])
-        return columns
+        return _calibration.calibrated(self.calibration, findings, scores)
 
 
 def decide(
@@ -91,9 +87,10 @@ def decide(
     )
     notes: list[str] = []
     fitted: dict[str, Calibration] = {}
-    for k, finding in enumerate(findings if method != "none" else ()):
+    for k, finding in enumerate(findings):
         try:
-            fitted[finding] = _calibration.fit(truth[:, k], values[:, k], method)
+            if method != "none":
+                fitted[finding] = _calibration.fit(truth[:, k], values[:, k], method)
         except ValueError as error:
             notes.append(f"{finding} is not calibrated: {error}")
     made = made.model_copy(update={"calibration": fitted})

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from damcli.config import Strict
 from damcli.metrics.auroc import checked
-from damcli.metrics.delong import Estimate, quantile_of, tail_of
+from damcli.metrics.delong import Estimate, on_logit_scale, tail_of
 from damcli.metrics.intervals import Groups, from_draws, members_of, weights, wilson
 from damcli.metrics.ranking import Ranking
 
@@ -287,9 +287,8 @@ class _Table:
             sums = self.drawn.T
             drawn = _bayes(_over(sums[tp], sums[fn]), _over(sums[tn], sums[fp]), prevalence)
             return from_draws(drawn, value, level=level)
-        deviation = math.sqrt((1 - own.value) / counts[tp] + others.value / counts[fp])
-        centre, reach = math.log(value / (1 - value)), quantile_of(tail_of(level)) * deviation
-        return Estimate(value, _expit(centre - reach), _expit(centre + reach))
+        of_logit = math.sqrt((1 - own.value) / counts[tp] + others.value / counts[fp])
+        return Estimate(value, *on_logit_scale(value, of_logit * value * (1 - value), tail_of(level)))
 
 
 def _bayes(sensitivity: ArrayLike, specificity: ArrayLike, prevalence: float) -> Floats:
@@ -312,7 +311,3 @@ def _prevalence(value: float | None) -> float | None:
 
 def _undefined(why: str) -> Estimate:
     return Estimate(math.nan, math.nan, math.nan, why)
-
-
-def _expit(x: float) -> float:
-    return (1 + math.tanh(x / 2)) / 2

@@ -61,13 +61,15 @@ class Ranking:
     def counts(self, weights: ArrayLike | None = None) -> Counts:
         """Return the counts at every threshold, each scan counting as often as `weights` (..., N) say; None: once.
 
-        The weights are whole numbers of 0 or more, of a sum below 2³¹.
+        The weights are integers of 0 or more, of a sum below 2³¹. Raises `ValueError` for fractions or other scans.
 
         >>> ranking = Ranking.of([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.8])
         >>> ranking.counts().true.tolist(), ranking.counts([2, 0, 1, 1]).false.tolist()
         ([0.0, 1.0, 2.0, 2.0], [0.0, 0.0, 0.0, 2.0])
         """
-        drawn = np.ones(self.size, np.int64) if weights is None else np.asarray(weights, np.int64)
+        drawn = np.ones(self.size, np.int64) if weights is None else np.asarray(weights)
+        if drawn.dtype.kind not in "iu" or drawn.shape[-1:] != (self.size,):
+            raise ValueError(f"weights must be integers (..., {self.size}); got {drawn.dtype} {drawn.shape}")
         # Positives in the upper half of a word, negatives in the lower: the running sum is slow, and one does for both.
         sums = np.take(drawn, self.order, axis=-1) * np.where(self.positive, 1 << 32, 1)
         np.cumsum(sums, axis=-1, out=sums)
@@ -114,7 +116,7 @@ def average_precision(ranking: Ranking, counts: Counts) -> Float64:
 def partial_area(max_false_positive_rate: float = 0.1) -> Figure:
     """Return the figure (..., 1): the area up to that false positive rate, so that 0.5 is chance and 1 perfect.
 
-    Raises `ValueError` for a rate outside (0, 1]. Source: McClish, Medical Decision Making 9 (1989) 190-195, eq. 4.
+    Raises `ValueError` for a rate outside (0, 1]. Source: McClish, Medical Decision Making 9 (1989) 190-195.
 
     >>> ranking = Ranking.of([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
     >>> round(float(partial_area(0.5)(ranking, ranking.counts())[0]), 3)

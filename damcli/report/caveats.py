@@ -123,7 +123,7 @@ def _of_the_figures(document: Mapping[str, Any]) -> Iterator[Caveat]:
         yield Caveat(
             f"That the score of a scan is the probability of the finding{some}",
             "It ranks scans. A score of 0.9 does not mean that nine in ten such scans have the finding, unless the "
-            "scores were calibrated and the reliability was measured, and that is not so here.",
+            "scores are calibrated, and these are not.",
         )
     if calibrated:
         yield Caveat(

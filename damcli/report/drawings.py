@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from damcli.metrics import RocCurve, roc_curve
+from damcli.metrics.calibration import Bin
 from damcli.metrics.ranking import Ranking
 from damcli.report import plots, svg
 
@@ -39,16 +40,6 @@ class Histogram(NamedTuple):
     negatives: npt.NDArray[np.int64]
 
 
-class Reliable(NamedTuple):
-    """A bin of a reliability diagram: mean score, share that is positive with its interval, number of units."""
-
-    score: float
-    observed: float
-    low: float
-    high: float
-    n: int
-
-
 @dataclass(frozen=True)
 class Curves:
     """What is drawn of a finding; bands are None where they are undefined.
@@ -63,7 +54,7 @@ class Curves:
     histogram: Histogram
     roc_band: Band | None = None
     precision_band: Band | None = None
-    reliability: Mapping[str, Sequence[Reliable]] = field(default_factory=dict)
+    reliability: Mapping[str, Sequence[Bin]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, targets: Values, scores: Values, **others: Any) -> Curves:
@@ -166,7 +157,7 @@ def histogram(curves: Curves, title: str, description: str, name: str) -> str:
     return axes.text(title, description, name)
 
 
-def reliability(bins: Mapping[str, Sequence[Reliable]], title: str, description: str, name: str) -> str:
+def reliability(bins: Mapping[str, Sequence[Bin]], title: str, description: str, name: str) -> str:
     """Draw the share of positives over the mean score of each bin, with intervals; on the diagonal scores are true."""
     axes = svg.Axes(SQUARE, UNIT, UNIT, ("mean score", "share that is positive"))
     axes.line(np.array(UNIT), np.array(UNIT), "reference")
@@ -255,22 +246,22 @@ def training(course: plots.Course, name: str) -> list[Panel]:
     panels = [Panel(title, axes.text(title, _course_text(course), f"{name}-loss"), [each.name for each in losses])]
     aurocs = plots.aurocs(course)
     axes = _course_axes((0, epochs), [y for _, (_, y) in aurocs], "epoch", "AUROC")
-    for number, (_, line) in enumerate(aurocs):
-        axes.line(*_arrays(line), "line", number)
+    for number, (_, values) in enumerate(aurocs):
+        axes.line(*_arrays(values), "line", number)
     title = "AUROC on the tune part"
     panels.append(Panel(title, axes.text(title, _course_text(course), f"{name}-auroc"), [each for each, _ in aurocs]))
     for number, (title, lines) in enumerate(plots.saddles(course).items()):
         steps = [step for at, _ in lines.values() for step in at]
         ends = (min(steps), max(max(steps), min(steps) + 1))
         axes = _course_axes(ends, [value for _, values in lines.values() for value in values], "step", "a, b, α")
-        for line, values in enumerate(lines.values()):
-            axes.line(*_arrays(values), "line", line)
+        for line, at in enumerate(lines.values()):
+            axes.line(*_arrays(at), "line", line)
         panels.append(Panel(title, axes.text(title, "Values of each step.", f"{name}-saddle-{number}"), list(lines)))
     return panels
 
 
 def _course_axes(x: tuple[float, float], y: Iterable[Any], across: str, up: str) -> svg.Axes:
-    known = np.concatenate([np.ravel(values) for values in y] or [[]])
+    known = np.concatenate([np.zeros(0), *map(np.ravel, y)])
     known = known[np.isfinite(known)]
     low, high = (known.min(), known.max()) if len(known) else UNIT
     room = 0.04 * (high - low) or 0.5

@@ -6,7 +6,7 @@ import datetime
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from damcli import __version__
 from damcli.errors import DataError
 from damcli.metrics import Components, Estimate, components, estimate, roc_curve, wilson
+from damcli.metrics.calibration import Bin
 from damcli.metrics.intervals import bootstrap, from_draws, obstacle
 from damcli.metrics.ranking import (
     Counts,
@@ -26,9 +27,12 @@ from damcli.metrics.ranking import (
     sensitivity_at,
 )
 from damcli.report import tables
-from damcli.report.drawings import Band, Curves, Reliable
+from damcli.report.drawings import Band, Curves
 from damcli.report.evaluation import Evaluation
 from damcli.report.plots import RocLine
+
+if TYPE_CHECKING:
+    from damcli.report.page import GalleryItem
 
 SCHEMA_VERSION = 2
 LEVEL = 0.95
@@ -106,7 +110,7 @@ class Judgement:
     """An evaluation with its figures; `scored` are the scans' scores that it came of.
 
     `sections` are the parts of `metrics.json` that were asked for besides, `reliability` by finding the bins of the
-    reliability diagrams.
+    reliability diagrams, `gallery` single scans to show.
     """
 
     evaluation: Evaluation
@@ -116,7 +120,8 @@ class Judgement:
     mean: Estimate
     mean_average_precision: Estimate
     sections: Mapping[str, Any] = field(default_factory=dict)
-    reliability: Mapping[str, Mapping[str, Sequence[Reliable]]] = field(default_factory=dict)
+    reliability: Mapping[str, Mapping[str, Sequence[Bin]]] = field(default_factory=dict)
+    gallery: Sequence[GalleryItem] = ()
 
     @property
     def aurocs(self) -> dict[str, Estimate]:

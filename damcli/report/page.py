@@ -250,7 +250,8 @@ def _course(metrics_jsonl: Path | None) -> plots.Course | str | None:
 def _notes(document: Mapping[str, Any]) -> list[str]:
     """Return the notes that stand nowhere else on the page."""
     parts = [part for part in (document["comparison"], document["readers"], *document["subgroups"]) if part]
-    elsewhere = {note for part in parts for note in part["notes"]} | {f"selection: {document['selection']['note']}"}
+    elsewhere = {note for part in parts for note in part["notes"]}
+    elsewhere |= {f"selection: {document['selection']['note']}", f"intervals: {document['interval']['others']}"}
     return [note for note in document["notes"] if note not in elsewhere]
 
 
@@ -266,7 +267,7 @@ def _provenance(document: Mapping[str, Any], given: Mapping[str, str]) -> dict[s
     known = {
         "damcli": document["damcli"],
         "written": document["created"],
-        "dataset’s fingerprint": truth["fingerprint"] or "none: a table of labels",
+        "labels’ fingerprint": truth["fingerprint"] or "none: a table of labels",
         "bootstrap": f"{interval['draws']:,} draws, each a {interval['cluster'] or document['unit']['by']} at a time,"
         f" seed {interval['seed']}",
     }

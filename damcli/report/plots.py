@@ -29,7 +29,7 @@ COLUMNS = 3  # panels beside one another
 BINS = np.linspace(0, 1, 21)
 SADDLE = {"a": "a", "b": "b", "alpha": "α"}
 Values = npt.NDArray[np.floating[Any]]
-Line = tuple[list[float], list[float]]
+Line = tuple[Sequence[float], list[float]]
 LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9}
 
 
@@ -160,9 +160,9 @@ def aurocs(course: Course) -> list[tuple[str, Line]]:
     return found
 
 
-def saddles(course: Course) -> dict[str, dict[str, Line]]:
+def saddles(course: Course) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
     """Return a, b and α by stage and finding: the steps of the stage, and the values there."""
-    found: dict[str, dict[str, Line]] = {}
+    found: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     for key, epoch in course.epochs.items():
         for record in course.steps[key]:
             for name in (name for name in SADDLE if name in record):

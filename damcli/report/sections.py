@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from damcli.report import tables
 
-OPERATING_COLUMNS = ["finding", "point", "score ≥", "sensitivity", "specificity", "PPV", "NPV", "at prevalence"]
+OPERATING_COLUMNS = ["finding", "point", "score ≥", "sensitivity", "specificity"]
+PREDICTIVE_COLUMNS = ["finding", "point", "at prevalence", "PPV", "NPV"]
 CALIBRATION_COLUMNS = ["finding", "scores", "Brier score", "expected calibration error"]
 READER_COLUMNS = ["finding", "reader", "1 − specificity", "sensitivity", "model's there", "model − reader", "beaten"]
 GROUP_COLUMNS = ["finding", "group", "n+", "n−", "AUROC", "95 % interval"]
@@ -19,16 +20,23 @@ Rows = list[list[str]]
 def operating_rows(document: Mapping[str, Any]) -> Rows:
     """Return a row for each finding and operating point."""
     return [
-        [
-            finding,
-            name,
-            f"{point['threshold']:.4g}",
-            *(tables.cell(point[key]) for key in ("sensitivity", "specificity", "ppv", "npv")),
-            f"{point['prevalence']:.3g}",
-        ]
-        for finding, each in document["findings"].items()
-        for name, point in (each["operating"] or {}).items()
+        [finding, name, f"{point['threshold']:.4g}", *map(tables.cell, (point["sensitivity"], point["specificity"]))]
+        for finding, name, point in _points(document)
     ]
+
+
+def predictive_rows(document: Mapping[str, Any]) -> Rows:
+    """Return a row for each finding and operating point: what a call is worth at a prevalence."""
+    return [
+        [finding, name, f"{point['prevalence']:.3g}", *map(tables.cell, (point["ppv"], point["npv"]))]
+        for finding, name, point in _points(document)
+    ]
+
+
+def _points(document: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    for finding, each in document["findings"].items():
+        for name, point in (each["operating"] or {}).items():
+            yield finding, name, point
 
 
 def calibration_rows(document: Mapping[str, Any]) -> Rows:

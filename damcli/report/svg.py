@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,7 @@ class Axes:
                 f'<path class="whisker {look(number)}" d="M{_number(at)} {_number(one)}V{_number(other)}"/>'
             )
 
-    def marks(self, x: Sequence[float], y: Sequence[float], shape: str = "dot", number: int = 0) -> None:
+    def marks(self, x: Iterable[float], y: Iterable[float], shape: str = "dot", number: int = 0) -> None:
         """Add a mark of one of `SHAPES` at every point."""
         for across, up in zip(x, y, strict=True):
             self._parts.append(mark(self._across(across), self._up(up), shape, number))

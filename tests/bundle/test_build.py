@@ -129,8 +129,8 @@ def test_area_matrix_is_the_brute_force_mean(size, smaller):
 def test_parity_above_the_tolerance_is_refused_and_nothing_is_written(make_member, draw, tmp_path, monkeypatch):
     assemble = build.graph.assemble
 
-    def wrong(members):
-        model = assemble(members)
+    def wrong(members, calibration):
+        model = assemble(members, calibration)
         [white] = [tensor for tensor in model.graph.initializer if tensor.name == "white"]
         white.CopyFrom(numpy_helper.from_array(np.array(200, np.float32), "white"))
         return model

@@ -41,9 +41,9 @@ def test_delong_covers_with_fifty_positives(negatives: int, gap: float) -> None:
 def test_drawing_patients_covers_where_taking_scans_as_independent_does_not(positives: int, gap: float) -> None:
     rng = np.random.default_rng(2)
     held = []
-    for seed in range(500):
+    for seed in range(400):
         targets, scores, member = patients(rng, positives, gap)
-        drawn = bootstrap_interval(targets, scores, member, draws=400, seed=seed)
+        drawn = bootstrap_interval(targets, scores, member, draws=500, seed=seed)
         alone = delong_interval(targets, scores)
         held.append([low <= true_area(gap) <= high for low, high in (drawn[1:3], alone)])
     by_patient, by_scan = np.mean(held, axis=0)
@@ -55,12 +55,12 @@ def test_drawing_patients_covers_where_taking_scans_as_independent_does_not(posi
 def test_with_few_patients_the_logit_scale_covers_better_than_the_quantiles() -> None:
     rng = np.random.default_rng(3)
     held, truth = [], true_area(2.0)
-    for seed in range(500):
+    for seed in range(400):
         targets, scores, member = patients(rng, 10, 2.0)
         ranking = Ranking.of(targets, scores)
-        drawn = np.concatenate(list(bootstrap([ranking], area, member, len(member), 400, seed)))[:, 0, 0]
+        drawn = np.concatenate(list(bootstrap([ranking], area, member, len(member), 500, seed)))[:, 0, 0]
         plain = quantiles(drawn, float(area(ranking, ranking.counts())[0]))
-        ours = bootstrap_interval(targets, scores, member, draws=400, seed=seed)
+        ours = bootstrap_interval(targets, scores, member, draws=500, seed=seed)
         held.append([low <= truth <= high for low, high in (ours[1:3], plain)])
     ours, plain = np.mean(held, axis=0)
     assert 0.91 <= ours <= 0.98
@@ -75,7 +75,7 @@ def test_equal_scores_are_called_different_as_often_as_asked() -> None:
         targets, a, member = patients(rng, 40, 1.0)
         b = a + 0.8 * rng.normal(size=member.max() + 1)[member]
         a = a + 0.8 * rng.normal(size=member.max() + 1)[member]
-        found.append(compare(targets, a, b, member, draws=400, seed=seed).p < 0.05)
+        found.append(compare(targets, a, b, member, draws=500, seed=seed).p < 0.05)
         alone.append(compare(targets, a, b).p < 0.05)
     assert 0.025 <= np.mean(found) <= 0.085
     assert np.mean(alone) > 0.12

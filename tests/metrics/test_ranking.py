@@ -135,8 +135,9 @@ def test_points_of_the_curves_are_those_of_existing_thresholds(
     assert sensitivity_at_specificity(targets, scores, asked) == max(s for s, spec, _ in every if spec >= asked)
     precision = next(p for s, _, p in every[1:] if s >= asked)
     assert ranking.precision_on([asked])(ranked, ranked.counts()) == pytest.approx([precision])
-    # The first place that a rate of the grid names is the upper end of an upright piece.
-    highest = {1 - spec: s for s, spec, _ in every}
+    # Where the curve rises upright, its upper end; rates as quotients of counts, since 1 − 0.8 is not 0.2.
+    negatives = (targets == 0).sum()
+    highest = {round((1 - spec) * negatives) / negatives: s for s, spec, _ in every}
     for rate, sensitivity in highest.items():
         assert ranking.roc_on([rate])(ranked, ranked.counts()) == pytest.approx([sensitivity])
 
@@ -205,3 +206,17 @@ def test_refuses_an_area_of_no_width_and_targets_that_are_none() -> None:
         ranking.partial_area(0)
     with pytest.raises(ValueError, match="targets must be 0, 1 or nan"):
         Ranking.of([0, -1], [1, 2])
+
+
+@pytest.mark.parametrize("weights", [[0.5, 0.5], [1, 1, 1], [1], [True, True]])
+def test_refuses_weights_that_would_be_cut_or_are_of_other_scans(weights: list) -> None:
+    with pytest.raises(ValueError, match=r"weights must be integers \(\.\.\., 2\)"):
+        Ranking.of([0, 1], [1, 2]).counts(weights)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int32, np.uint32])
+def test_small_integers_do_not_overflow(kind: type) -> None:
+    targets = np.arange(1000) % 2
+    ranking = Ranking.of(targets, np.arange(1000))
+    counts = ranking.counts(np.full(1000, 200 if kind is np.uint8 else 300, kind))
+    assert (counts.true[-1], counts.false[-1]) == ((100_000,) * 2 if kind is np.uint8 else (150_000,) * 2)

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from damcli.metrics import components, estimate
+from damcli.metrics.calibration import Bin
 from damcli.report import tables
-from damcli.report.drawings import Band, Curves, Reliable
+from damcli.report.drawings import Band, Curves
 from damcli.report.page import Extras, GalleryItem
 
 HOSTILE = "<script>alert(\"x\")</script> & 'Ödem' größer 50 %"
@@ -122,8 +123,8 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Example]:
                     "precision_band": Band(grid, 0.5 - 0.4 * grid, 1 - 0.6 * grid),
                 }
             )
-            bins = [Reliable(x, x**1.4, max(x**1.4 - 0.08, 0), min(x**1.4 + 0.08, 1), n // 10) for x in grid[5::11]]
-            after = [Reliable(x, x, max(x - 0.07, 0), min(x + 0.07, 1), n // 10) for x in grid[4::11]]
+            bins = [Bin(x, x**1.4, max(x**1.4 - 0.08, 0), min(x**1.4 + 0.08, 1), n // 10) for x in grid[5::11]]
+            after = [Bin(x, x, max(x - 0.07, 0), min(x + 0.07, 1), n // 10) for x in grid[4::11]]
             if full and not why:
                 others["reliability"] = {"as scored": bins, "after temperature": after}
             curves[name] = Curves.of(targets, scores, **others)

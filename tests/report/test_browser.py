@@ -175,8 +175,10 @@ def test_drawings_do_not_overlap_their_own_texts(browser: Any, report: Path) -> 
     with shown(browser, report) as window:
         window.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
         overlaps = window.evaluate("""[...document.querySelectorAll('svg')].flatMap(svg => {
-            const meet = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1;
+            const across = (a, b) => a.left < b.right - 1 && b.left < a.right - 1;
+            const meet = (a, b) => across(a, b) && a.top < b.bottom - 1 && b.top < a.bottom - 1;
             const texts = [...svg.querySelectorAll('text')].map(e => [e.getBoundingClientRect(), e.textContent]);
-            return texts.flatMap(([a, one], k) => texts.slice(k + 1).filter(([b]) => meet(a, b)).map(([, two]) => [one, two]));
+            return texts.flatMap(([a, one], k) =>
+                texts.slice(k + 1).filter(([b]) => meet(a, b)).map(([, two]) => [one, two]));
         })""")
         assert overlaps == []

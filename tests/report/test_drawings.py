@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from damcli.metrics import auroc, roc_curve
+from damcli.metrics.calibration import Bin
 from damcli.metrics.ranking import Ranking, precision_on, roc_on
 from damcli.report import drawings, plots, svg
-from damcli.report.drawings import Band, Curves, Reliable, Scale
+from damcli.report.drawings import Band, Curves, Scale
 
 TITLE = "<b>\"größer\" & 'kleiner'"
 
@@ -149,7 +150,7 @@ def every_drawing(tmp_path: Path) -> list[str]:
     targets, scores = drawn(200)
     grid = np.linspace(0, 1, 101)
     band = Band(grid, grid / 2, 0.5 + grid / 2)
-    bins = {"as scored": [Reliable(0.2, 0.3, 0.1, 0.5, 20), Reliable(0.7, 0.6, 0.4, 0.8, 20)], "after platt": []}
+    bins = {"as scored": [Bin(0.2, 0.3, 0.1, 0.5, 20), Bin(0.7, 0.6, 0.4, 0.8, 20)], "after platt": []}
     curves = Curves.of(targets, scores, roc_band=band, precision_band=band)
     record = {"event": "epoch", "stage": 1, "epoch": 1, "loss": 0.5, "tune_auroc": {TITLE: None, "B": 0.7}}
     (tmp_path / "m.jsonl").write_text(json.dumps({**record, "mean_tune_auroc": 0.7}), encoding="utf-8")

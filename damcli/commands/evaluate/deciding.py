@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from damcli import console
-from damcli.commands.evaluate import subjects, units
+from damcli.commands.evaluate import reducing, subjects
 from damcli.commands.evaluate.asked import Asked
 from damcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
     from damcli.metrics.calibration import Calibration
     from damcli.metrics.decisions import Decisions
@@ -22,9 +20,10 @@ if TYPE_CHECKING:
 
 FITTED = ("temperature", "platt", "isotonic")
 DEFAULT_RULE = "youden"
+FEW = 30  # of a class, below which a threshold is said to be chosen on few
 REFUSED = {
     "model": "a model has those that were chosen on the tune part of its runs before it was exported",
-    "folds": "the folds have no tune part in common, and thresholds chosen on the scans that they are judged by flatter",
+    "folds": "folds have no tune part in common, and thresholds chosen on the scans that they are judged by flatter",
     "scores": "scores have no tune part, and thresholds chosen on the scans that they are judged by flatter",
 }
 
@@ -50,8 +49,19 @@ class Decided:
             "stored": self.kept,
             "calibration": made.method,
             "points": [rule.name for rule in made.rules],
-            "notes": list(made.notes),
+            "notes": [*made.notes, *_small(made)],
         }
+
+
+def _small(made: Decisions) -> list[str]:
+    """Say which operating points were chosen on few scans of a class."""
+    few = {
+        finding: min(point.chosen_on.positives, point.chosen_on.negatives)
+        for points in made.points.values()
+        for finding, point in points.items()
+    }
+    listed = ", ".join(f"{finding} {number}" for finding, number in few.items() if number < FEW)
+    return [f"operating points were chosen on few of the rarer class, and may lie elsewhere: {listed}"] if listed else []
 
 
 def of(subject: Path, on: Path, kind: str, asked: Asked, device: str, tta: int | None) -> Decided | None:
@@ -86,7 +96,7 @@ def _of_run(run: Path, dataset: Path, asked: Asked, device: str, tta: int | None
     tune = _tune(run, dataset, device, tta)
     findings, truth = tune.truth.findings, tune.truth.values
     fits = {method: decide(findings, truth, tune.scores, (), method).calibration for method in FITTED}
-    reduce = units.reductions(asked, findings)
+    reduce = reducing.reductions(asked, findings)
     fits_in = kept is not None and (kept.by, kept.reduce, kept.views) == (asked.by, reduce, tune.views)
     if kept is not None and fits_in and not (asked.rules or asked.calibrate):
         return Decided(kept, f"the tune part of {run}", "kept in the run before", fits)
@@ -100,7 +110,7 @@ def _of_run(run: Path, dataset: Path, asked: Asked, device: str, tta: int | None
         prevalence=asked.prevalence,
         by=asked.by,
         reduce=reduce,
-        units=units.reducer(tune, asked),
+        units=reducing.reducer(tune, asked),
         views=tune.views,
         weights_sha256=checkpoint.weights_sha256(run),
     )

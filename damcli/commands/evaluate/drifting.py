@@ -252,7 +252,7 @@ def _prepared(opened: Model, dataset: Dataset, counted: Counted) -> Iterator[Sco
     import numpy as np
 
     rows, encoding = np.arange(len(dataset.manifest)), opened.info.encoding
-    cells = encoding and encoding.encode(dataset.manifest, dataset.path)
+    cells = None if encoding is None else encoding.encode(dataset.manifest, dataset.path)
     for start in range(0, len(rows), BATCH):
         piece = rows[start : start + BATCH]
         images = dataset.read(piece)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from damcli import console
-from damcli.commands.evaluate import deciding, further, subjects, units
+from damcli.commands.evaluate import deciding, further, gallery, reducing, subjects
 from damcli.commands.evaluate.asked import Asked
 from damcli.errors import GateError
 
 if TYPE_CHECKING:
+    from damcli.metrics.calibration import Calibration
     from damcli.report.evaluation import Evaluation
     from damcli.report.judgement import Judgement
 
@@ -34,31 +35,38 @@ def judge(
     The other arguments are those of `subjects.evaluate`, which says what it raises; besides, `UsageError` and
     `DataError` for what was asked and cannot be had. Writes nothing but what the tune part decided, into the run.
     """
+    from damcli.report import comparison
     from damcli.report import judgement as figures
 
     kind = subjects.check(subject, on, split, tta)
+    if asked.gallery:
+        gallery.check(kind, on)
     scored = subjects.evaluate(subject, on, split, device, tta)
-    other = asked.against and subjects.evaluate(asked.against, on, scored.truth.split, device, _views(asked.against, tta))
+    other = asked.against and _other(asked.against, on, scored.truth.split, device, tta)
     decided = deciding.of(subject, on, kind, asked, device, tta)
-    raw = units.at(scored, asked)
-    evaluation = raw
+    raw = evaluation = reducing.at(scored, asked)
+    ways = {
+        name: reducing.at(_calibrated(scored, fits), asked) for name, fits in (decided.fits if decided else {}).items()
+    }
     if decided and decided.decisions.calibration:
-        calibrated = decided.decisions.calibrated(scored.truth.findings, scored.scores)
-        scored = replace(scored, scores=calibrated)
-        evaluation = units.at(scored, asked)
+        scored = _calibrated(scored, decided.decisions.calibration)
+        evaluation = reducing.at(scored, asked)
     method = figures.Method.of(evaluation, asked.cluster, asked.draws, asked.seed)
     drawn = _tracked(figures.draws(evaluation, method), evaluation, method.draws)
     judgement = replace(figures.judge(evaluation, method, list(drawn)), scored=scored)
-    calibration, reliability = further.calibration(raw, method, asked, decided)
+    calibration, reliability = further.calibration(raw, ways, method, decided)
     parts: dict[str, Any] = {
         "decisions": decided and decided.document(),
         "operating": decided and further.operating(evaluation, method, asked, decided.decisions),
         "calibration": calibration,
-        "comparison": other and comparison.section(evaluation, units.at(other, asked), method),
+        "comparison": other and comparison.section(evaluation, reducing.at(other, asked), method),
         "readers": asked.readers and further.readers(evaluation, method, asked),
-        "subgroups": [further.subgroup(evaluation, method, column) for column in asked.subgroups],
+        "subgroups": [further.subgroup(evaluation, column) for column in asked.subgroups],
     }
-    judgement = replace(judgement, sections={k: v for k, v in parts.items() if v}, reliability=reliability)
+    pictures, said = gallery.gallery(scored, device) if asked.gallery else ((), ())
+    parts["gallery"] = {"notes": said}
+    sections = {name: part for name, part in parts.items() if part}
+    judgement = replace(judgement, sections=sections, reliability=reliability, gallery=pictures)
     gates = [gate.result(judgement.document()) for gate in asked.gates]
     return replace(judgement, sections={**judgement.sections, "gates": gates})
 
@@ -74,6 +82,20 @@ def stop_at_gates(judgement: Judgement) -> None:
             f"{len(missed)} of {len(results)} conditions are not met: {'; '.join(missed)}",
             where=judgement.evaluation.title,
         )
+
+
+def _calibrated(scored: Evaluation, calibration: Mapping[str, Calibration]) -> Evaluation:
+    scores = scored.scores.astype("float64")
+    for finding, one in calibration.items():
+        if finding in scored.truth.findings:
+            column = scored.truth.findings.index(finding)
+            scores[:, column] = one.apply(scores[:, column])
+    return replace(scored, scores=scores)
+
+
+def _other(path: Path, on: Path, split: str | None, device: str, tta: int | None) -> Evaluation:
+    """Score what is compared with, on the same scans; a run over as many views."""
+    return subjects.evaluate(path, on, split, device, tta if subjects.kind_of(path) == "run" else None)
 
 
 def _tracked(parts: Iterable[Any], evaluation: Evaluation, draws: int) -> Iterable[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +15,10 @@ from damcli import __version__, files
 if TYPE_CHECKING:
     from damcli.report.evaluation import Evaluation
     from damcli.report.judgement import Judgement
-    from damcli.report.page import Extras, GalleryItem
+    from damcli.report.page import Extras
 
 
-def save(judgement: Judgement, folder: Path, gallery: Sequence[GalleryItem] = ()) -> None:
+def save(judgement: Judgement, folder: Path) -> None:
     """Write into `folder` the scores of every scan, the pictures, the page and, last, `metrics.json`, each whole."""
     from damcli.data import scores
     from damcli.report import flat, page, plots
@@ -29,14 +29,15 @@ def save(judgement: Judgement, folder: Path, gallery: Sequence[GalleryItem] = ()
     title = f"{scored.subject.name} on {truth.path.name}" + (f", {truth.split}" if truth.split else "")
     plots.roc({title: judgement.lines()}, folder / "roc.png")
     document = judgement.document()
-    page.write(folder / "report.html", document, judgement.curves(), _extras(scored, gallery))
+    page.write(folder / "report.html", document, judgement.curves(), _extras(judgement))
     files.write_text(folder / "metrics.csv", flat.text(document))
     files.write_json(folder / "metrics.json", document)
 
 
-def _extras(scored: Evaluation, gallery: Sequence[GalleryItem]) -> Extras:
+def _extras(judgement: Judgement) -> Extras:
     from damcli.report.page import Extras
 
+    scored = judgement.scored
     concerns, remarks = None, ()
     if scored.truth.fingerprint is not None:
         from damcli.data.store import read_info
@@ -48,7 +49,7 @@ def _extras(scored: Evaluation, gallery: Sequence[GalleryItem]) -> Extras:
         concerns=concerns,
         remarks=remarks,
         provenance=dict(_provenance(scored)),
-        gallery=gallery,
+        gallery=judgement.gallery,
     )
 
 

@@ -34,9 +34,11 @@ def _further(document: Mapping[str, Any]) -> Iterator[Table]:
     operating = sections.operating_rows(document)
     if operating:
         yield f"Operating points, chosen on {document['decisions']['made_on']}", sections.OPERATING_COLUMNS, operating
-    calibration = sections.calibration_rows(document)
-    if calibration:
-        yield "Calibration, fitted on the tune part", sections.CALIBRATION_COLUMNS, calibration
+        yield "", sections.PREDICTIVE_COLUMNS, sections.predictive_rows(document)
+    # Without one that was chosen the numbers are in the report alone.
+    if any((each["calibration"] or {}).get("chosen", "none") != "none" for each in document["findings"].values()):
+        title = "Calibration, fitted on the tune part"
+        yield title, sections.CALIBRATION_COLUMNS, sections.calibration_rows(document)
     if compared := document["comparison"]:
         title = f"Difference to {compared['subject']['path']} ({compared['method']})"
         yield title, comparison.COLUMNS, comparison.rows(compared)

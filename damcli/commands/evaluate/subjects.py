@@ -190,25 +190,33 @@ def _table(path: Path, on: Path, split: str) -> Evaluation:
     dataset = Dataset.open(on)
     rows = rows_of(dataset, split)
     files = dataset.manifest["path"].gather(rows).to_list()
-    return _joined(ScanTable.read(path), Truth.of_dataset(dataset, split, rows), files)
+    truth = Truth.of_dataset(dataset, split, rows)
+    return _joined(ScanTable.read(path).named(truth.findings), truth, files)
 
 
 def _table_on_labels(path: Path, labels: Path) -> Evaluation:
-    """Join a table of scores to a table of labels by the scans' paths."""
+    """Join a table of scores to a table of labels by the scans' paths, or by the studies that they are of."""
     import polars as pl
 
     from damcli.data.scores import ScanTable
+    from damcli.data.studies import StudyTable, read_labels
     from damcli.report.evaluation import Truth
 
-    scores, table = ScanTable.read(path), ScanTable.read(labels)
+    table = read_labels(labels)
+    scores = ScanTable.read(path).named(table.names)
     shared = [name for name in table.names if name in scores.names]
     if not shared:
         raise _nothing_shared(scores.names, table.names, path)
-    frame = table.frame
+    raw, frame = table.labels(shared), table.frame
     others = frame.select(name for name in table.names if name not in shared)
-    studies = frame["study"].cast(pl.String).fill_null("").to_list() if "study" in frame.columns else None
-    truth = Truth.of_labels(labels, table.ids, shared, table.labels(shared), table.patients, studies, others)
-    return _joined(scores, truth)
+    if isinstance(table, StudyTable):
+        ids, studies, patients, rows = table.scans(scores)
+        raw, others = raw[rows], others[rows] if others.width else others
+    else:
+        ids, patients = table.ids, table.patients
+        studies = frame["study"].cast(pl.String).fill_null("").to_list() if "study" in frame.columns else None
+    metadata = others if others.width else None
+    return _joined(scores, Truth.of_labels(labels, ids, shared, raw, patients, studies, metadata))
 
 
 def _joined(table: ScanTable, truth: Truth, files: Sequence[str] = ()) -> Evaluation:
