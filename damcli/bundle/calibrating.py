@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from damcli.metrics.calibration import OWN, Calibration
+from damcli.metrics.calibration import OWN, SUREST, Calibration
 
 
 def nodes(
@@ -63,8 +63,9 @@ class _Part:
 def _sigmoids(part: _Part, p: str, chosen: Sequence[Calibration]) -> str:
     """Temperature and Platt scaling of `p`, double (N, K)."""
     one = part.constant("one", 1)
-    rest = part.node("Log", [part.node("Sub", [one, p], "rest")], "rest.log")
-    logits = part.node("Sub", [part.node("Log", [p], "log"), rest], "logits")
+    near = part.node("Clip", [p, *(part.constant(f"surest.{end}", value) for end, value in enumerate(SUREST))], "near")
+    rest = part.node("Log", [part.node("Sub", [one, near], "rest")], "rest.log")
+    logits = part.node("Sub", [part.node("Log", [near], "log"), rest], "logits")
     steep = part.node("Mul", [logits, part.constant("slopes", [each.slope for each in chosen])], "steep")
     moved = part.node("Add", [steep, part.constant("intercepts", [each.intercept for each in chosen])], "moved")
     # Not the operator Sigmoid, whose rounding differs between devices and versions.

@@ -1,8 +1,8 @@
 """Calibration: scores to probabilities, fitted on scans that were kept apart, and how far scores are from being them.
 
-Temperature and Platt scaling never change the order of scores: sigmoid(slope · logit(score) + intercept) rises, and so
-that it also rises where float64 has no room left next to 1, a millionth of the score itself is mixed in (`OWN`).
-Isotonic regression is a staircase with slopes: it makes ties, which `ties_made` counts.
+Temperature and Platt scaling do not change the order of scores: sigmoid(slope · logit(score) + intercept) rises, and so
+that it also rises where float64 has no room left next to 1, a millionth of the score itself is mixed in (`OWN`). So
+float32 scores, which networks give, and means of some, stay apart; float64 scores within 10⁻¹⁰ of 1 may not. Isotonic regression is a staircase with slopes: it makes ties, which `ties_made` counts.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ Floats = NDArray[np.float64]
 
 # The share of the score itself in a calibrated one. Neighbouring float32 scores stay 6e-14 apart, far above rounding.
 OWN = 1e-6
-# In float32 a score beyond these is 0 or 1: a fit takes it as that sure, not as infinitely sure.
-SUREST = 2.0**-126, 1 - 2.0**-25
+# Half way from float32's last numbers to 0 and 1: a score that was rounded to those is taken as sure as that, and not
+# as infinitely sure.
+SUREST = 2.0**-150, 1 - 2.0**-25
 
 
 class Calibration(Strict):
@@ -69,9 +70,8 @@ class Calibration(Strict):
             raise ValueError("scores to calibrate must be in [0, 1]")
         if self.method == "isotonic":
             return np.asarray(np.interp(p, self.knots_x, self.knots_y))
-        with np.errstate(divide="ignore", over="ignore"):
-            z = self.slope * (np.log(p) - np.log1p(-p)) + self.intercept
-            q = 1 / (1 + np.exp(-z))
+        with np.errstate(over="ignore"):
+            q = 1 / (1 + np.exp(-(self.slope * _logit(p) + self.intercept)))
         return q + OWN * (p - q)
 
 
@@ -109,8 +109,7 @@ def fit(targets: ArrayLike, scores: ArrayLike, method: Method) -> Calibration:
         raise ValueError("no labelled scans" if not len(p) else "no negatives" if truth.any() else "no positives")
     if method == "isotonic":
         return _isotonic(truth, p)
-    near = np.clip(p, *SUREST)
-    logits = np.log(near) - np.log1p(-near)
+    logits = _logit(p)
     if logits.min() == logits.max():
         raise ValueError("all scores equal")
     positives, negatives = int(truth.sum()), int((~truth).sum())
@@ -125,6 +124,11 @@ def fit(targets: ArrayLike, scores: ArrayLike, method: Method) -> Calibration:
         raise ValueError("the fit would turn the ranking round, or level it")
     intercept = float(found[1] - slope * centre) if method == "platt" else 0.0
     return Calibration(method=method, slope=slope, intercept=intercept)
+
+
+def _logit(p: Floats) -> Floats:
+    near = np.clip(p, *SUREST)
+    return np.asarray(np.log(near) - np.log1p(-near))
 
 
 def _logistic(columns: Floats, soft: Floats) -> Floats:
@@ -212,7 +216,8 @@ class Errors(NamedTuple):
 def brier(targets: ArrayLike, scores: ArrayLike) -> float:
     """Return the mean of (score − target)², nan without labelled scans.
 
-    Raises what `damcli.metrics.auroc` does, and `ValueError` for scores outside [0, 1]. Source: Brier, Monthly Weather Review 78 (1950) 1-3, for two classes and the probability of one.
+    Raises what `damcli.metrics.auroc` does, and `ValueError` for scores outside [0, 1]. Source: Brier, Monthly Weather
+    Review 78 (1950) 1-3, for two classes and the probability of one.
 
     >>> round(brier([0, 1, float("nan")], [0.2, 0.6, 0.9]), 12)
     0.1

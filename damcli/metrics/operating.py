@@ -195,8 +195,8 @@ def measure(
     PPV and NPV are at the scans' own prevalence, or at the one given: then they follow from sensitivity and
     specificity by Bayes' theorem. Intervals are Wilson's (`wilson`); at a given prevalence normal on the logit scale
     (Mercaldo, Lau, Zhou, Stat. Med. 26 (2007) 2170-2183, eq. 8-11, the prevalence taken as known). Where `groups` (N,)
-    repeat, all are from the bootstrap over groups (`damcli.metrics.intervals`). A PPV or NPV of exactly 0 or 1 at a
-    given prevalence has no variance: it is then bounded by its values at the bounds of sensitivity and specificity.
+    repeat, all are from the bootstrap over groups (`damcli.metrics.intervals`). A sensitivity or specificity of exactly
+    0 or 1 shows no variance: at a given prevalence PPV and NPV are then bounded by their values at the bounds of both.
     What is undefined is nan and says why. Raises what `auroc` does, and `ValueError` for a threshold that is nan or a
     prevalence or level outside (0, 1).
 
@@ -281,7 +281,7 @@ class _Table:
             return _undefined(why)
         ends = zip(own[:3], others[:3], strict=True)
         value, low, high = (float(_bayes(sensitivity, specificity, prevalence)) for sensitivity, specificity in ends)
-        if value in (0.0, 1.0):
+        if {own.value, others.value} & {0.0, 1.0}:
             return Estimate(value, low, high)
         if self.drawn is not None:
             sums = self.drawn.T

@@ -87,13 +87,16 @@ class Method:
 
     def others(self, unit: str) -> str:
         """Say how the other figures' intervals are made."""
-        drawn = NO_GROUPS[self.cluster or unit]
-        return f"bootstrap over {drawn}: 2.5 to 97.5 % of {self.draws:,} draws with replacement (seed {self.seed})"
+        drawn = f"{self.draws:,} draws of {NO_GROUPS[self.cluster or unit]} with replacement (seed {self.seed})"
+        return f"bootstrap, {drawn}, normal on the logit scale; differences and bands between quantiles"
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a finding's scores are worth; the bands are (2, G): low and high on `GRID`."""
+    """What a finding's scores are worth; the bands are (2, G): low and high on `GRID`.
+
+    `lost` counts the draws that lacked a class.
+    """
 
     part: Components
     prevalence: Estimate
@@ -103,6 +106,7 @@ class Figures:
     sensitivity: Estimate
     roc_band: npt.NDArray[np.float64] | None
     precision_band: npt.NDArray[np.float64] | None
+    lost: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ class Judgement:
     sections: Mapping[str, Any] = field(default_factory=dict)
     reliability: Mapping[str, Mapping[str, Sequence[Bin]]] = field(default_factory=dict)
     gallery: Sequence[GalleryItem] = ()
+    created: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 
     @property
     def aurocs(self) -> dict[str, Estimate]:
@@ -147,9 +152,10 @@ class Judgement:
                 f"intervals take {plural} as independent, and are too narrow: {rows} {plural} of"
                 f" {evaluation.patients} patients"
             )
-        for section in self.sections.values():
-            if isinstance(section, Mapping):
-                notes += section.get("notes", ())
+        lost = [f"{name} {each.lost}" for name, each in self.findings.items() if each.lost and not each.auroc.why]
+        if lost:
+            notes.append(f"of {method.draws:,} draws those that lacked a class are left out: {', '.join(lost)}")
+        notes += self.sections.get("notes", ())
         return notes
 
     def rows(self) -> list[list[str]]:
@@ -213,7 +219,7 @@ class Judgement:
         return {
             "schema_version": SCHEMA_VERSION,
             "damcli": __version__,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "created": self.created,
             "subject": {"kind": evaluation.kind, "path": str(evaluation.subject)},
             "truth": {"path": str(truth.path), "split": truth.split, "fingerprint": truth.fingerprint},
             "selection": {"used": evaluation.selection.used, "note": evaluation.selection.note},
@@ -285,6 +291,7 @@ def judge(
             interval(3),
             None if bands is None else bands[:, : len(GRID)],
             None if bands is None else bands[:, len(GRID) :],
+            int(np.isnan(sampled[:, k, 0]).sum()),
         )
     whole = estimate(parts, LEVEL)
     if groups is not None:

@@ -12,11 +12,11 @@ from damcli.cli import main
 from damcli.data.store import Dataset
 
 
-def train(toy, folder, backbone="test_resnet", seed=0, fold=None, **settings):
+def train(toy, folder, backbone="test_resnet", seed=0, fold=None, epochs=1, **settings):
     from damcli.recipes import Recipe, Stage
     from damcli.training.loop import train
 
-    stage = Stage(loss="ce", optimizer="adam", epochs=1, lr=1e-3)
+    stage = Stage(loss="ce", optimizer="adam", epochs=epochs, lr=1e-3)
     recipe = Recipe(backbone=backbone, batch_size=32, precision="32", stage2=stage, seed=seed, **settings)
     for _ in train(recipe, Dataset.open(toy), folder, recipe_name="toy", device="cpu", fold=fold):
         pass
@@ -134,7 +134,8 @@ TUNE = {"tune_fraction": 0.45}
 def alike(toy, tmp_path_factory):
     """Two runs of one seed, and so of one tune part; copy before anything is decided for them."""
     folder = tmp_path_factory.mktemp("alike")
-    return [train(toy, folder / "a", **TUNE), train(toy, folder / "b", "test_efficientnet", **TUNE)]
+    networks = {"a": "test_resnet", "b": "test_efficientnet"}
+    return [train(toy, folder / name, network, epochs=6, **TUNE) for name, network in networks.items()]
 
 
 @pytest.fixture
@@ -218,7 +219,7 @@ def test_for_runs_of_one_tune_part_it_is_decided_anew_on_the_mean_of_their_score
             assert found.threshold == pytest.approx(wanted.threshold, abs=1e-4)
             assert found.chosen_on == wanted.chosen_on
     assert info.reference.scans == len(rows)
-    calibrated = expected.calibrated(info.findings, scores)
+    calibrated = info.decisions.calibrated(info.findings, scores)
     for k, finding in enumerate(info.findings):
         assert info.reference.scores[finding].distance(calibrated[:, k]) <= BOUND
 
@@ -255,7 +256,8 @@ def test_with_views_it_is_decided_anew_on_their_mean(undecided, toy):
     assert np.abs(scores[:, 0] - threshold).min() < 1e-5, "a threshold is the score of a scan"
     kept = decide(run, views=3)
     export(run, "--tta", 3, "-o", "views.onnx")
-    assert Model.open(Path("views.onnx"), "cpu").info.decisions.points == kept.points, "those of as many views are carried"
+    carried = Model.open(Path("views.onnx"), "cpu").info.decisions
+    assert carried.points == kept.points, "decided for as many views, so carried as it is"
 
 
 def test_folds_have_no_scans_to_decide_on_and_the_card_says_so(make_toy, tmp_path, capfd):

@@ -169,7 +169,7 @@ def test_what_is_kept_says_nothing_of_a_single_scan():
     kept = Reference(scans=5000, scores={"A": Sample.of(np.random.default_rng(0).random(5000))}, pixels={})
     document = json.loads(kept.model_dump_json())
     assert len(document["scores"]["A"]["quantiles"]) == 201
-    assert all(value == float(f"{value:.5g}") for value in document["scores"]["A"]["quantiles"])
+    assert all(value == float(f"{value:.6g}") for value in document["scores"]["A"]["quantiles"])
 
 
 def test_the_distance_that_can_be_told_is_the_critical_one():

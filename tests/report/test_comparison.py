@@ -75,7 +75,7 @@ def test_what_only_one_has_is_left_out_and_said() -> None:
 def test_patients_with_several_scans_are_drawn_together() -> None:
     one, other = made(1, patients=100), made(2, patients=100)
     found = comparison.section(one, other, Method("patient", draws=400))
-    assert found["method"].startswith("paired, bootstrap over patients")
+    assert found["method"].startswith("paired, bootstrap, 400 draws of patients")
     alone = comparison.section(one, other, Method())
     for name in FINDINGS[:2]:
         assert found["findings"][name]["difference"]["value"] == alone["findings"][name]["difference"]["value"]

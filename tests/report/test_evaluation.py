@@ -92,8 +92,8 @@ def test_patients_with_several_scans_are_drawn_together_and_the_report_says_so()
     assert found == expected
     document = judgement.document()
     assert document["interval"]["cluster"] == "patient"
-    assert document["interval"]["auroc"].startswith("bootstrap over patients: 2.5 to 97.5 % of 300 draws")
-    assert any("bootstrap over patients" in note for note in judgement.notes)
+    assert document["interval"]["auroc"].startswith("bootstrap, 300 draws of patients with replacement (seed 3)")
+    assert any("draws of patients" in note for note in judgement.notes)
     values = [each.value for each in judgement.aurocs.values() if not each.why]
     assert judgement.mean.value == pytest.approx(sum(values) / 2)
     assert judgement.mean.low < judgement.mean.value < judgement.mean.high

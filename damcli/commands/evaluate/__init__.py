@@ -17,6 +17,7 @@ from damcli.commands.evaluate.subjects import evaluate
 
 __all__ = ["command", "evaluate", "judge", "show"]
 
+
 def _default_dataset(subject: Path) -> Path:
     from damcli.training import group
     from damcli.training.checkpoint import read_run

@@ -13,7 +13,6 @@ from damcli.commands.evaluate.asked import Asked
 from damcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-
     from damcli.metrics.calibration import Calibration
     from damcli.metrics.decisions import Decisions
     from damcli.report.evaluation import Evaluation
@@ -61,7 +60,8 @@ def _small(made: Decisions) -> list[str]:
         for finding, point in points.items()
     }
     listed = ", ".join(f"{finding} {number}" for finding, number in few.items() if number < FEW)
-    return [f"operating points were chosen on few of the rarer class, and may lie elsewhere: {listed}"] if listed else []
+    said = f"operating points were chosen on few of the rarer class, and may lie elsewhere: {listed}"
+    return [said] if listed else []
 
 
 def of(subject: Path, on: Path, kind: str, asked: Asked, device: str, tta: int | None) -> Decided | None:

@@ -50,8 +50,7 @@ def operating(evaluation: Evaluation, method: Method, asked: Asked, decisions: D
 
 def _measured(measured: Any) -> Part:
     return {
-        key: tables.document(value) if isinstance(value, tuple) else value
-        for key, value in measured._asdict().items()
+        key: tables.document(value) if isinstance(value, tuple) else value for key, value in measured._asdict().items()
     }
 
 
@@ -60,8 +59,8 @@ def calibration(
     ways: Mapping[str, Evaluation],
     method: Method,
     decided: Decided | None,
-) -> tuple[Part, Bins]:
-    """Return by finding how far scores are from being probabilities, as scored and calibrated, and the bins to draw.
+) -> tuple[Part, Bins, list[str]]:
+    """Return by finding how far scores are from being probabilities, as scored and calibrated, the bins to draw, notes.
 
     `raw` holds the units' scores before any calibration here, `ways` those that each way of calibrating makes of them.
     """
@@ -69,6 +68,7 @@ def calibration(
 
     found: Part = {}
     bins: Bins = {}
+    notes: list[str] = []
     groups = method.groups(raw)
     chosen = decided.decisions if decided else None
     for k, finding in enumerate(raw.truth.findings):
@@ -90,12 +90,16 @@ def calibration(
             "why": None if fitted else _not_fitted(raw.kind, decided, finding),
             "before": errors(raw),
             "after": {name: errors(way) for name, way in fitted.items()},
-            "ties": ties_made(scores, ways[used].scores[:, k]) if used == "isotonic" else 0,
         }
         bins[finding] = {"as scored": reliability(truth, raw.scores[:, k])}
         if used != "none":
             bins[finding] = {**bins[finding], f"after {used}": reliability(truth, ways[used].scores[:, k])}
-    return found, bins
+        if used == "isotonic":
+            ties = ties_made(scores, ways[used].scores[:, k])
+            notes.append(
+                f"isotonic calibration of {finding} makes ties of {ties} {raw.unit.plural}, which AUROC counts half"
+            )
+    return found, bins, notes
 
 
 def _not_fitted(kind: str, decided: Decided | None, finding: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from damcli.metrics.calibration import Calibration
     from damcli.report.evaluation import Evaluation
     from damcli.report.judgement import Judgement
+    from damcli.report.page import GalleryItem
 
 # With fewer numbers to draw than this the bootstrap takes a second, and no progress is shown.
 WORTH_SHOWING = 200_000_000
@@ -54,7 +55,7 @@ def judge(
     method = figures.Method.of(evaluation, asked.cluster, asked.draws, asked.seed)
     drawn = _tracked(figures.draws(evaluation, method), evaluation, method.draws)
     judgement = replace(figures.judge(evaluation, method, list(drawn)), scored=scored)
-    calibration, reliability = further.calibration(raw, ways, method, decided)
+    calibration, reliability, said = further.calibration(raw, ways, method, decided)
     parts: dict[str, Any] = {
         "decisions": decided and decided.document(),
         "operating": decided and further.operating(evaluation, method, asked, decided.decisions),
@@ -63,9 +64,13 @@ def judge(
         "readers": asked.readers and further.readers(evaluation, method, asked),
         "subgroups": [further.subgroup(evaluation, column) for column in asked.subgroups],
     }
-    pictures, said = gallery.gallery(scored, device) if asked.gallery else ((), ())
-    parts["gallery"] = {"notes": said}
-    sections = {name: part for name, part in parts.items() if part}
+    for part in (parts["decisions"], parts["comparison"], parts["readers"], *parts["subgroups"]):
+        said += part["notes"] if part else ()
+    pictures: Sequence[GalleryItem] = ()
+    if asked.gallery:
+        pictures, of_pictures = gallery.gallery(scored, device)
+        said += of_pictures
+    sections = {name: part for name, part in parts.items() if part} | {"notes": said}
     judgement = replace(judgement, sections=sections, reliability=reliability, gallery=pictures)
     gates = [gate.result(judgement.document()) for gate in asked.gates]
     return replace(judgement, sections={**judgement.sections, "gates": gates})
