@@ -2,7 +2,8 @@
 
 Temperature and Platt scaling do not change the order of scores: sigmoid(slope · logit(score) + intercept) rises, and so
 that it also rises where float64 has no room left next to 1, a millionth of the score itself is mixed in (`OWN`). So
-float32 scores, which networks give, and means of some, stay apart; float64 scores within 10⁻¹⁰ of 1 may not. Isotonic regression is a staircase with slopes: it makes ties, which `ties_made` counts.
+float32 scores, which networks give, and means of some, stay apart; float64 scores within 10⁻¹⁰ of 1 may not. Isotonic
+regression is a staircase with slopes: it makes ties, which `ties_made` counts.
 """
 
 from __future__ import annotations

@@ -308,6 +308,6 @@ def test_the_page_has_every_part_that_was_asked_for_and_no_identifier(run: Path,
     manifest = Dataset.open(toy).manifest
     for column in ("id", "patient", "study"):
         assert not [name for name in manifest[column].unique() if name in page]
-    for words in ("Grad-CAM", "must not be concluded", "fingerprint", "Training", "Operating points", "Reliability"):
+    for words in ("heat map", "must not be concluded", "fingerprint", "Training", "Operating points", "Reliability"):
         assert words.lower() in page.lower(), words
     assert page.count("data:image/png;base64,") >= 8
