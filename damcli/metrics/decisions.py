@@ -94,7 +94,8 @@ def decide(
         except ValueError as error:
             notes.append(f"{finding} is not calibrated: {error}")
     made = made.model_copy(update={"calibration": fitted})
-    values = made.calibrated(findings, values)
+    # As a model gives them: a threshold must call the same scans in its float32.
+    values = made.calibrated(findings, values).astype(np.float32).astype(np.float64)
     if units is not None:
         truth, values = units(values)
     points: dict[str, dict[str, Point]] = {rule.name: {} for rule in rules}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from damcli.metrics import auroc, components, delong_interval
+from damcli.metrics import auroc, components, delong_interval, delong_test
 from damcli.metrics.subgroups import by_group
 
 NAN = math.nan
@@ -42,6 +42,15 @@ def variance_of(estimate) -> float:
     """Return the variance that an interval on the logit scale stands for."""
     logit = [math.log(bound / (1 - bound)) for bound in (estimate.low, estimate.high)]
     return ((logit[1] - logit[0]) / 2 / 1.959963984540054 * estimate.value * (1 - estimate.value)) ** 2
+
+
+def zou_donner(a, b, level: float, correlation: float = 0.0) -> tuple[float, float]:
+    """Return the interval of a − b from two (targets, scores) and the correlation of their AUROCs."""
+    (low_a, high_a), (low_b, high_b) = (delong_interval(*part, level) for part in (a, b))
+    one, other = auroc(*a), auroc(*b)
+    down = (one - low_a) ** 2 + (high_b - other) ** 2 - 2 * correlation * (one - low_a) * (high_b - other)
+    up = (high_a - one) ** 2 + (other - low_b) ** 2 - 2 * correlation * (high_a - one) * (other - low_b)
+    return one - other - math.sqrt(down), one - other + math.sqrt(up)
 
 
 def sample(seed: int, scans: int, shift: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +93,7 @@ def test_variance_is_obuchowskis(rows) -> None:
             assert expected == pytest.approx(0, abs=1e-12)
         elif 0 < group.auroc.value < 1:
             assert group.auroc.value == pytest.approx(auroc(targets[own], scores[own]), abs=0)
-            if 1e-4 < group.auroc.low and group.auroc.high < 1 - 1e-4:  # else the logit cannot be read back
+            if group.auroc.low > 1e-4 and group.auroc.high < 1 - 1e-4:  # else the logit cannot be read back
                 assert variance_of(group.auroc) == pytest.approx(expected, rel=1e-6)
 
 
@@ -98,10 +107,15 @@ def test_the_difference_of_groups_that_share_patients_has_their_covariance() -> 
     gap = by_group(targets, scores, views, patients=patients).largest_gap
     frontal, lateral = (components(truth, scores[start::2]) for start in (0, 1))
     assert gap.groups == (("frontal", "lateral") if frontal.auroc > lateral.auroc else ("lateral", "frontal"))
-    apart = frontal.contributions - lateral.contributions
-    deviation = math.sqrt(apart @ apart)
-    assert gap.difference.value == pytest.approx(abs(frontal.auroc - lateral.auroc), abs=1e-14)
-    assert gap.difference.high - gap.difference.value == pytest.approx(1.959963984540054 * deviation, rel=1e-9)
+    both = [(truth, scores[start::2]) for start in (0, 1)]
+    correlation = np.corrcoef(frontal.contributions, lateral.contributions)[0, 1]
+    assert correlation > 0.8
+    pair = both if frontal.auroc > lateral.auroc else both[::-1]
+    assert gap.difference[1:3] == pytest.approx(zou_donner(*pair, 0.95, correlation), abs=1e-9)
+    # Its width is near that of DeLong's test, whose interval is normal.
+    _, low, high, p = delong_test(truth, pair[0][1], pair[1][1])
+    assert 1 < (gap.difference.high - gap.difference.low) / (high - low) < 1.1
+    assert p < gap.p < p + 0.05
     alone = by_group(targets, scores, views).largest_gap
     assert alone.difference.high - alone.difference.low > 2 * (gap.difference.high - gap.difference.low)
 
@@ -119,14 +133,15 @@ def test_the_largest_gap_is_that_of_all_pairs_and_is_corrected_for_them() -> Non
         key=lambda pair: area[pair[0]].auroc - area[pair[1]].auroc,
     )
     difference = area[high].auroc - area[low].auroc
-    deviation = math.sqrt(sum(float(area[n].contributions @ area[n].contributions) for n in (high, low)))
     assert found.pairs == 6
     assert found.largest_gap.groups == (high, low) == ("b", "a")
     assert found.largest_gap.difference.value == pytest.approx(difference, abs=1e-14)
-    assert found.largest_gap.p == pytest.approx(6 * math.erfc(difference / deviation / math.sqrt(2)), rel=1e-9)
-    z = 2.638257273476751  # of 1 − 0.05/12
-    assert found.largest_gap.difference.low == pytest.approx(difference - z * deviation, abs=1e-9)
-    assert by_group(targets, scores, groups, level=0.9).largest_gap.p == pytest.approx(found.largest_gap.p)
+    gap = found.largest_gap
+    assert gap.difference[1:3] == pytest.approx(zou_donner(parts[high], parts[low], 1 - 0.05 / 6), abs=1e-9)
+    assert 0 < gap.p < 0.05 < 6 * 0.05
+    # p is where the interval would just hold 0, whatever level was asked for.
+    assert zou_donner(parts[high], parts[low], 1 - gap.p / 6)[0] == pytest.approx(0, abs=1e-9)
+    assert by_group(targets, scores, groups, level=0.9).largest_gap.p == gap.p
 
 
 @given(ROWS, st.randoms(use_true_random=False))
@@ -184,9 +199,9 @@ def test_an_auroc_of_one_is_no_certainty() -> None:
     few, many = found.groups
     assert (few.auroc.value, few.auroc.low) == (1, pytest.approx(0.025 ** (1 / 5)))
     assert many.auroc.value == 0.75
-    one = components(targets[10:], scores[10:]).contributions
-    deviation = math.hypot(math.sqrt(one @ one), (1 - 0.025 ** (1 / 5)) / 1.959963984540054)
-    assert found.largest_gap.p == pytest.approx(math.erfc(0.25 / deviation / math.sqrt(2)))
+    down = math.hypot(1 - 0.025 ** (1 / 5), many.auroc.high - 0.75)
+    assert found.largest_gap.difference[:2] == pytest.approx((0.25, 0.25 - down))
+    assert 0.05 < found.largest_gap.p < 1
     perfect = by_group([1, 0] * 10, [1, 0] * 10, ["a"] * 10 + ["b"] * 10).largest_gap
     assert (perfect.difference.value, perfect.p) == (0, 1)
     assert perfect.difference.low < -0.5 < 0.5 < perfect.difference.high
@@ -203,6 +218,16 @@ def test_patients_that_do_not_differ_give_no_interval() -> None:
     twice = by_group(np.repeat(truth, 2), np.repeat(score, 2), ["a", "b"] * 60, patients=np.repeat(np.arange(60), 2))
     assert twice.largest_gap.why == "the difference has no variance"
     assert all(not group.auroc.why for group in twice.groups)
+
+
+@pytest.mark.parametrize(("positives", "negatives", "most"), [(100, 400, 0.08), (10, 40, 0.08), (5, 50, 0.11)])
+def test_a_gap_is_rarely_found_where_there_is_none(positives: int, negatives: int, most: float) -> None:
+    # A normal interval would find one between the small groups and the large one in 10 and 14 of 100 samples.
+    rng = np.random.default_rng(7)
+    targets = np.repeat([1.0, 0.0, 1.0, 0.0], [positives, negatives, 100, 400])
+    groups = ["few"] * (positives + negatives) + ["many"] * 500
+    gaps = [by_group(targets, rng.normal(1.2 * targets), groups).largest_gap for _ in range(400)]
+    assert 0.01 < np.mean([gap.p < 0.05 for gap in gaps]) < most
 
 
 @pytest.mark.parametrize(("change", "message"), [

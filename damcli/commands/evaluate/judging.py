@@ -52,13 +52,15 @@ def judge(
     if decided and decided.decisions.calibration:
         scored = _calibrated(scored, decided.decisions.calibration)
         evaluation = reducing.at(scored, asked)
+    # Thresholds are those of a model's output, which is float32; the ranking is judged in float64.
+    as_output = reducing.at(replace(scored, scores=scored.scores.astype("float32")), asked)
     method = figures.Method.of(evaluation, asked.cluster, asked.draws, asked.seed)
     drawn = _tracked(figures.draws(evaluation, method), evaluation, method.draws)
     judgement = replace(figures.judge(evaluation, method, list(drawn)), scored=scored)
     calibration, reliability, said = further.calibration(raw, ways, method, decided)
     parts: dict[str, Any] = {
         "decisions": decided and decided.document(),
-        "operating": decided and further.operating(evaluation, method, asked, decided.decisions),
+        "operating": decided and further.operating(as_output, method, asked, decided.decisions),
         "calibration": calibration,
         "comparison": other and comparison.section(evaluation, reducing.at(other, asked), method),
         "readers": asked.readers and further.readers(evaluation, method, asked),
