@@ -308,3 +308,44 @@ def test_a_run_from_before_has_its_reference_made_and_no_thresholds(undecided, t
     np.testing.assert_allclose(
         info.reference.scores["Edema"].quantiles, kept.scores["Edema"].quantiles, atol=1e-4
     )
+
+
+def test_thresholds_of_patients_are_chosen_anew_on_patients(undecided, toy):
+    from damcli.commands import carrying
+    from damcli.commands.export import load_member
+    from damcli.data.units import Units
+    from damcli.metrics import operating
+
+    dataset = Dataset.open(toy)
+    reduce = {"Edema": "max", "Fracture": "mean"}
+    for run in undecided:
+        decide(run, by="patient", reduce=reduce, units=lambda scores: (scores > 0.5, scores))
+    members, runs = zip(*(load_member(run) for run in undecided), strict=True)
+    carried = carrying.of(members, runs, dataset)
+    rows = np.flatnonzero(dataset.manifest["id"].is_in(runs[0].tune_ids).to_numpy())
+    units = Units.of("patient", dataset.patients(rows), None, dataset.ids(rows))
+    scores = np.mean([by_torch(run, dataset.read(rows)) for run in undecided], axis=0)
+    expected = units.scores(scores, ["max", "mean"]).scores
+    truth = units.labels(dataset.truth(rows)).labels
+    assert (carried.decisions.by, carried.decisions.tune_scans) == ("patient", len(rows))
+    for k, finding in enumerate(carried.decisions.reduce):
+        found, rule = carried.decisions.points["youden"][finding], operating.Rule.parse("youden")
+        wanted = operating.point(truth[:, k], expected[:, k], rule)
+        assert found.chosen_on == wanted.chosen_on
+        assert found.threshold == pytest.approx(wanted.threshold, abs=1e-5)
+        assert found.chosen_on.positives + found.chosen_on.negatives == len(units) < len(rows)
+
+
+def test_runs_of_other_findings_are_decided_together_and_of_other_datasets_not(undecided, make_toy, tmp_path):
+    from damcli.commands import carrying
+    from damcli.commands.export import load_member
+
+    for run, finding in zip(undecided, ("Edema", "Fracture"), strict=True):
+        decide(run, by="patient", reduce={finding: "max"}, units=lambda scores: (scores > 0.5, scores))
+    members, runs = zip(*(load_member(run) for run in undecided), strict=True)
+    other = Dataset.open(make_toy(tmp_path / "other", scans=60, seed=3))
+    carried = carrying.of(members, runs, other)
+    assert carried.decisions.reduce == {"Edema": "max", "Fracture": "max"}
+    assert carried.decisions.points == {}
+    [why] = carried.decisions.notes
+    assert why == "the dataset given is not the one trained on, so the tune part is not at hand"

@@ -19,6 +19,11 @@ def tune():
     return truth, (1 / (1 + np.exp(-logits))).astype(np.float32)
 
 
+def as_output(made, scores):
+    """What a model gives of the scores of A and B: float32."""
+    return made.calibrated(["A", "B"], scores).astype(np.float32).astype(np.float64)
+
+
 def test_thresholds_are_of_calibrated_scores_and_call_the_same_scans(tune):
     truth, scores = tune
     plain = decide(["A", "B"], truth, scores, [YOUDEN, SENSITIVE])
@@ -28,13 +33,14 @@ def test_thresholds_are_of_calibrated_scores_and_call_the_same_scans(tune):
     calibrated = made.calibrated(["B", "A"], scores[:, ::-1])[:, ::-1]
     for k, finding in enumerate(["A", "B"]):
         np.testing.assert_array_equal(calibrated[:, k], made.calibration[finding].apply(scores[:, k]))
+        output = as_output(made, scores)[:, k]
         for rule in (YOUDEN, SENSITIVE):
             point = made.points[rule.name][finding]
-            assert point == operating.point(truth[:, k], calibrated[:, k], rule)
+            assert point == operating.point(truth[:, k], output, rule)
             assert point.chosen_on == plain.points[rule.name][finding].chosen_on
-            assert point.threshold in calibrated[:, k]
+            assert point.threshold in output
             np.testing.assert_array_equal(
-                calibrated[:, k] >= point.threshold, scores[:, k] >= plain.points[rule.name][finding].threshold
+                output >= point.threshold, scores[:, k] >= plain.points[rule.name][finding].threshold
             )
     assert made.points["sensitivity-0.9"]["A"].chosen_on.sensitivity >= 0.9
     assert plain.calibration == {}
@@ -79,7 +85,7 @@ def test_scans_calibrate_and_units_are_called(tune):
     assert (made.by, made.reduce, made.tune_scans) == ("study", rules, 200)
     assert made.calibration["B"] == calibration.fit(truth[:, 1], scores[:, 1], "platt"), "of scans"
     chosen = made.points["youden"]["B"]
-    assert chosen == operating.point(pairs[:, 1], studies(made.calibrated(["A", "B"], scores))[1][:, 1], YOUDEN)
+    assert chosen == operating.point(pairs[:, 1], studies(as_output(made, scores))[1][:, 1], YOUDEN)
     assert chosen.chosen_on.positives + chosen.chosen_on.negatives == 100
 
 
