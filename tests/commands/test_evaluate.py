@@ -92,7 +92,13 @@ def test_scores_table_and_figures_agree_with_scikit_learn(toy: Path, capsys: pyt
     assert document["scans"] == len(table)
     assert document["patients"] == len(table) // 3
     assert document["selection"]["used"] is None
-    assert names(Path("evaluation")) == ["metrics.csv", "metrics.json", "report.html", "roc.png", "scores-valid.parquet"]
+    assert names(Path("evaluation")) == [
+        "metrics.csv",
+        "metrics.json",
+        "report.html",
+        "roc.png",
+        "scores-valid.parquet",
+    ]
     assert err.splitlines()[-1].startswith("next: damcli ")
 
 
