@@ -123,7 +123,7 @@ def _drift(info: ModelInfo, name: str) -> str:
     if info.reference is None:
         return ""
     return f"""
-- Whether scans are like {info.reference.scans} of those that it was made on: `damcli evaluate {name} --drift SCANS`."""
+- Whether scans are like the {info.reference.scans} kept out of its training: `damcli evaluate {name} --drift SCANS`."""
 
 
 def _short(digest: str | None) -> str:

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-import numpy.typing as npt
-
 from damcli import console
 from damcli.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from damcli.bundle.build import Member
     from damcli.data.store import Dataset
     from damcli.data.units import Reduce
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from damcli.metrics.drift import Reference
     from damcli.training.folder import RunInfo
 
+    Rows = npt.NDArray[np.int64]
+
 REFERENCE_SCANS = 500
 UNDECIDED = "no operating points, no calibration: damcli evaluate RUN --operating RULE chooses them, then export again"
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ def _asked(stored: Sequence[Decisions]) -> Decisions | None:
 
 def _unseen(runs: Sequence[RunInfo], dataset: Dataset) -> tuple[Rows, str]:
     """Return the rows of the scans that are in the tune part of every run; where there are none, why."""
+    import numpy as np
+
     nothing = np.empty(0, np.int64)
     if len({run.facts.fingerprint for run in runs}) > 1:
         return nothing, "the runs were trained on different datasets, and have no tune part together"
@@ -122,6 +125,7 @@ def _scores(
     members: Sequence[Member], runs: Sequence[RunInfo], findings: Sequence[str], dataset: Dataset, rows: Rows
 ) -> npt.NDArray[Any]:
     """Return the scores that the finished model gives before calibration, float64 (n,K), columns as `findings`."""
+    import numpy as np
     import torch
 
     from damcli.training import launch, metadata, scoring
@@ -154,6 +158,8 @@ def _decided(
     asked: Decisions, findings: Sequence[str], scores: npt.NDArray[Any], dataset: Dataset, rows: Rows, views: int
 ) -> Decisions:
     """Decide as was `asked` on other scores."""
+    import numpy as np
+
     from damcli.data.units import Units
     from damcli.metrics.decisions import decide
     from damcli.report.evaluation import Truth
@@ -203,4 +209,6 @@ def _said(made: Decisions) -> Iterator[str]:
 
 def _spread(total: int, number: int) -> npt.NDArray[np.int64]:
     """Return at most `number` of the numbers below `total`, evenly."""
+    import numpy as np
+
     return np.unique(np.linspace(0, total - 1, number).astype(np.int64))

@@ -11,7 +11,7 @@ import pytest
 
 from damcli.bundle.runtime import Model
 from damcli.data.store import Dataset
-from damcli.metrics import auroc, delong_interval
+from damcli.metrics import auroc, bootstrap_interval
 from damcli.recipes import Recipe
 from damcli.training import checkpoint, folder, group, members, scoring
 
@@ -45,9 +45,11 @@ def test_folds_are_trained_evaluated_and_gone_on_with(run_here, folded, tmp_path
     code, out, err = run_here("evaluate", run, "--json")
     assert code == 0, err
     document = json.loads(out)
-    low, high = delong_interval(targets[:, 0], table["Edema"].to_numpy())
+    rows, scores = np.arange(96), dict(zip(table["path"], table["Edema"], strict=True))
+    edema = [scores[name] for name in dataset.ids(rows)]
+    expected = bootstrap_interval(dataset.truth(rows)[:, 0], edema, dataset.patients(rows))
     shown = document["findings"]["Edema"]["auroc"]
-    assert (shown["value"], shown["low"], shown["high"]) == (pooled, pytest.approx(low), pytest.approx(high))
+    assert (shown["value"], shown["low"], shown["high"]) == (pooled, *map(pytest.approx, expected[1:3]))
     assert document["selection"]["used"] is False
     assert (document["scans"], document["truth"]["split"]) == (96, "folds")
     assert (run / "evaluation-folds" / "scores-folds.parquet").is_file()

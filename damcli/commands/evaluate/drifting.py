@@ -168,7 +168,7 @@ def command(subject: Path | None, on: Path | None, drift: Path, output: Path | N
         files.write_json(output / "drift.json", result.document())
     if console.state.json:
         console.emit_json(result.document())
-    title = f"{counted.compared} scans of {drift} beside {result.reference.scans} that {model.name} was made on"
+    title = f"{counted.compared} scans of {drift} beside the {result.reference.scans} kept out of training {model.name}"
     console.table(title, COLUMNS, result.rows())
     shifted = [row[0] for row, shift in zip(result.rows(), result.shifts, strict=True) if shift.shifted]
     console.result(f"{', '.join(shifted) or 'nothing'} shifted ({_rule()})")

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from damcli.errors import UsageError
-from damcli.report import tables
 
 if TYPE_CHECKING:
     from damcli.commands.evaluate.asked import Asked
@@ -49,6 +48,8 @@ def operating(evaluation: Evaluation, method: Method, asked: Asked, decisions: D
 
 
 def _measured(measured: Any) -> Part:
+    from damcli.report import tables
+
     return {
         key: tables.document(value) if isinstance(value, tuple) else value for key, value in measured._asdict().items()
     }
@@ -65,6 +66,7 @@ def calibration(
     `raw` holds the units' scores before any calibration here, `ways` those that each way of calibrating makes of them.
     """
     from damcli.metrics.calibration import measure, reliability, ties_made
+    from damcli.report import tables
 
     found: Part = {}
     bins: Bins = {}
@@ -114,6 +116,7 @@ def readers(evaluation: Evaluation, method: Method, asked: Asked) -> Part:
     """Return the readers beside the ROC curves, and how many are beaten. Raises what `data.readings.read` raises."""
     from damcli.data import readings
     from damcli.metrics.readers import RULE, readers_beaten
+    from damcli.report import tables
 
     truth = evaluation.truth
     read = readings.read(asked.readers, truth.ids, truth.findings, asked.by)
@@ -156,6 +159,7 @@ def subgroup(evaluation: Evaluation, column: str) -> Part:
     """
     from damcli.data import bands
     from damcli.metrics.subgroups import by_group
+    from damcli.report import tables
 
     truth = evaluation.truth
     known = [] if truth.metadata is None else truth.metadata.columns

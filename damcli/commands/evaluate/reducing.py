@@ -6,17 +6,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import polars as pl
 
     from damcli.commands.evaluate.asked import Asked
     from damcli.data.units import Reduce, Units
     from damcli.report.evaluation import Evaluation, Truth
 
-Floats = npt.NDArray[np.float64]
+    Floats = npt.NDArray[np.float64]
 
 
 def reductions(asked: Asked, findings: tuple[str, ...]) -> dict[str, Reduce]:
@@ -34,6 +33,8 @@ def at(evaluation: Evaluation, asked: Asked) -> Evaluation:
     """
     if asked.by == "scan":
         return evaluation
+    import numpy as np
+
     from damcli.data.units import LABEL_RULE
     from damcli.report.evaluation import Unit
 
@@ -81,7 +82,7 @@ def reducer(tune: Evaluation, asked: Asked) -> Callable[[Floats], tuple[Floats, 
 
     def reduced(scores: Floats) -> tuple[Floats, Floats]:
         made = at(replace(tune, scores=scores), asked)
-        return made.truth.values, made.scores.astype(np.float64)
+        return made.truth.values, made.scores.astype("float64")
 
     return reduced
 

@@ -88,8 +88,11 @@ def _folds(path: Path) -> Iterator[tuple[str, str]]:
     from damcli.training import checkpoint, group
 
     yield "folds", str(path)
-    for member in group.results(path):
-        yield f"weights of {member.name}", f"SHA-256 {checkpoint.weights_sha256(member)}"
+    found = group.read(path)
+    for run in (found.run(member) for member in found.group.members if not member.helper):
+        # The scores out of fold may have outlived a run that was removed.
+        weights = f"SHA-256 {checkpoint.weights_sha256(run)}" if (run / "checkpoints").is_dir() else "no longer there"
+        yield f"weights of {run.name}", weights
 
 
 def _model(path: Path) -> Iterator[tuple[str, str]]:
