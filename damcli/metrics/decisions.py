@@ -67,7 +67,7 @@ def decide(
     lacks a class, or whose fit would reverse its ranking, is left out with a note. Raises `ValueError` for what does
     not fit together.
 
-    >>> found = decide(["Edema", "Mass"], np.array([[0, 0], [0, 0], [1, 0]]), np.array([[0.1], [0.25], [0.75]]) * [1, 1],
+    >>> found = decide(["Edema", "Mass"], np.array([[0, 0], [0, 0], [1, 0]]), np.array([[0], [0.25], [0.75]]) * [1, 1],
     ...     [Rule.parse("youden")])
     >>> found.points["youden"]["Edema"].threshold, "Mass" in found.points["youden"], len(found.notes)
     (0.75, False, 1)

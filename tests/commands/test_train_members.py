@@ -39,7 +39,7 @@ def test_folds_are_trained_evaluated_and_gone_on_with(run_here, folded, tmp_path
     pooled = auroc(targets[:, 0], table["Edema"].to_numpy())
     assert f"{pooled:.3f}" in out
     assert "neither trained nor selected" in out
-    assert "mean of the AUROCs within each of 2 folds: Edema" in out
+    assert "mean of the AUROCs within each of 2 folds, by DeLong: Edema" in out
     assert err.splitlines()[-1] == f"next: damcli evaluate {run} {folded}"
 
     code, out, err = run_here("evaluate", run, "--json")

@@ -80,7 +80,7 @@ def evaluation(path: Path, on: Path) -> Evaluation:
         if undefined:
             remarks.append(f"{finding} has no AUROC in {', '.join(undefined)}")
     remarks.insert(0, f"out of fold: {NOTE}")
-    remarks.insert(1, f"mean of the AUROCs within each of {len(set(numbers))} folds: {', '.join(within)}")
+    remarks.insert(1, f"mean of the AUROCs within each of {len(set(numbers))} folds, by DeLong: {', '.join(within)}")
     return Evaluation(SPLIT, path, truth, scores, Selection(False, NOTE), remarks=tuple(remarks))
 
 
