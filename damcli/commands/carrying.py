@@ -168,10 +168,11 @@ def _decided(
     units = Units.of(asked.by, truth.patients, truth.studies, truth.ids, dataset.path)
     labels = units.labels(truth.raw).labels
     targets = np.where(labels == -1, np.nan, labels)
-    rules = [cast("Reduce", asked.reduce[finding]) for finding in findings if finding in asked.reduce]
+    # A finding of a run that nothing was decided for has the rule that --reduce leaves to others.
+    reduce = {} if asked.by == "scan" else {finding: asked.reduce.get(finding, "mean") for finding in findings}
 
     def reduced(calibrated: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        return targets, units.scores(calibrated, rules).scores
+        return targets, units.scores(calibrated, cast("list[Reduce]", [*reduce.values()])).scores
 
     return decide(
         findings,
@@ -181,7 +182,7 @@ def _decided(
         asked.method,
         prevalence=asked.prevalence,
         by=asked.by,
-        reduce=asked.reduce,
+        reduce=reduce,
         units=None if asked.by == "scan" else reduced,
         views=views,
     )

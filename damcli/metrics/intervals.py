@@ -23,6 +23,8 @@ Groups = Sequence[str | None] | NDArray[Any]
 
 # How many weights a step holds at a time: few enough for a core's cache, enough for NumPy's calls to be worth it.
 STEP = 1 << 18
+# What shares of one figure differ by through rounding alone, which must not pass for a spread.
+ROUNDING = 1e-12
 
 
 def weights(
@@ -108,6 +110,7 @@ def from_draws(
     Estimate(value=1.0, low=0.292..., high=1.0, why='')
     """
     tail = tail_of(level)
+    value = next((end for end in (0.0, 1.0) if abs(value - end) < ROUNDING), value)
     if value < 0 or value > 1:
         raise ValueError(f"a share must be between 0 and 1; got {value}")
     drawn = np.asarray(values, np.float64)
@@ -122,7 +125,7 @@ def from_draws(
             low, high = (min(low, bound), 1.0) if value else (0.0, max(high, 1 - bound))
     else:
         low, high = on_logit_scale(value, float(defined.std()), tail)
-    if low == high:
+    if high - low < ROUNDING:
         return Estimate(math.nan, math.nan, math.nan, f"every draw gives {value:g}")
     return Estimate(value, low, high)
 

@@ -32,10 +32,11 @@ def section(one: Evaluation, other: Evaluation, method: Method) -> dict[str, Any
     for k, name in enumerate(one.truth.findings):
         a, b, labels = one.scores[:, k], other.scores[:, k], truth[:, k]
         found = compare(labels, a, b, **settings)
+        # An AUROC that has no uncertainty is not shown here either.
+        aurocs = (math.nan if math.isnan(found.difference) else auroc(labels, scores) for scores in (a, b))
         findings[name] = {
             "units": int(np.isfinite(labels).sum()),
-            "auroc": _or_none(auroc(labels, a)),
-            "other_auroc": _or_none(auroc(labels, b)),
+            **dict(zip(("auroc", "other_auroc"), map(_or_none, aurocs), strict=True)),
             "difference": _difference(found),
             "p": _or_none(found.p),
         }
@@ -45,11 +46,12 @@ def section(one: Evaluation, other: Evaluation, method: Method) -> dict[str, Any
         strict=True,
     ):
         each["p_holm"] = _or_none(p)
+    tested = sum(each["p"] is not None for each in findings.values())
     mean = compare_means(truth, one.scores, other.scores, **settings)
     way = f"paired, {method.others(one.unit.by)}" if groups is not None else "paired DeLong, normal"
     return {
         "subject": {"kind": other.kind, "path": str(other.subject)},
-        "method": f"{way}; p two-sided, and corrected over {len(findings)} findings after Holm",
+        "method": f"{way}; p two-sided, and corrected over {tested} findings after Holm",
         "findings": findings,
         "mean": {"difference": _difference(mean), "p": _or_none(mean.p)},
         "notes": notes,

@@ -88,7 +88,9 @@ class Method:
     def others(self, unit: str) -> str:
         """Say how the other figures' intervals are made."""
         drawn = f"{self.draws:,} draws of {NO_GROUPS[self.cluster or unit]} with replacement (seed {self.seed})"
-        return f"bootstrap, {drawn}, normal on the logit scale; differences and bands between quantiles"
+        # What counts independent rows has a formula (`metrics.operating.measure`).
+        shares = "" if self.cluster else "; prevalences and operating points after Wilson, or Mercaldo"
+        return f"bootstrap, {drawn}, normal on the logit scale; differences and bands between quantiles{shares}"
 
 
 @dataclass(frozen=True)

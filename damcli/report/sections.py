@@ -28,7 +28,12 @@ def operating_rows(document: Mapping[str, Any]) -> Rows:
 def predictive_rows(document: Mapping[str, Any]) -> Rows:
     """Return a row for each finding and operating point: what a call is worth at a prevalence."""
     return [
-        [finding, name, f"{point['prevalence']:.3g}", *map(tables.cell, (point["ppv"], point["npv"]))]
+        [
+            finding,
+            name,
+            "n/a" if point["prevalence"] is None else f"{point['prevalence']:.3g}",
+            *map(tables.cell, (point["ppv"], point["npv"])),
+        ]
         for finding, name, point in _points(document)
     ]
 

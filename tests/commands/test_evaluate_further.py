@@ -14,7 +14,7 @@ import pytest
 
 from damcli.data.scores import ScanTable
 from damcli.data.store import Dataset
-from damcli.metrics import auroc, bootstrap_interval
+from damcli.metrics import auroc, bootstrap_interval, delong_interval
 
 FINDINGS = ["Edema", "Fracture"]
 Damcli = Callable[..., tuple[int, str, str]]
@@ -218,6 +218,36 @@ def test_calibration_keeps_the_ranking_and_brings_scores_nearer_to_probabilities
     assert document("none")["findings"]["Edema"]["calibration"]["chosen"] == "none"
 
 
+def test_points_of_findings_without_labels_here_are_undefined(
+    run: Path, toy: Path, make_toy: Callable[..., Path], run_here: Damcli
+) -> None:
+    blank = make_toy(Path("blank"), scans=60, blank=1.0)
+    run_here("evaluate", run, toy)
+    code, out, err = run_here("evaluate", run, blank, "-o", "evaluation")
+    assert code == 0, err
+    point = document()["findings"]["Edema"]["operating"]["youden"]
+    assert (point["prevalence"], point["sensitivity"]["why"]) == (None, "no positives")
+    assert "n/a (no positives)" in out
+
+
+def test_what_was_decided_for_other_scores_is_left_out_and_said(
+    run: Path, toy: Path, make_toy: Callable[..., Path], run_here: Damcli
+) -> None:
+    """On another dataset, where the run's own is not at hand to decide anew on."""
+    other = make_toy(Path("other"), scans=60, seed=3)
+    run_here("evaluate", run, toy, "--by", "patient", "--reduce", "max")
+    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    (run / "run.json").write_text(json.dumps(facts | {"dataset": "gone"}), encoding="utf-8")
+    by = ("--by", "patient", "--reduce")
+    assert run_here("evaluate", run, other, *by, "max", "-o", "same")[0] == 0
+    assert document("same")["decisions"]["stored"] == "kept in the run before"
+    for folder, options in (("mean", (*by, "mean")), ("scans", ()), ("views", (*by, "max", "--tta", 2))):
+        code, _, err = run_here("evaluate", run, other, *options, "-o", folder)
+        assert code == 0, err
+        assert document(folder)["decisions"] is None
+        assert "left out: it is of patients (max of scans) over 1 view(s)" in err
+
+
 @pytest.mark.parametrize("option", [("--operating", "youden"), ("--calibrate", "platt")])
 def test_scores_without_a_tune_part_decide_nothing(
     option: tuple[str, str], tables: pl.DataFrame, run_here: Damcli
@@ -241,6 +271,11 @@ def test_subgroups_have_intervals_and_a_corrected_gap(tables: pl.DataFrame, run_
     gap = sex["largest_gap"]["Edema"]["difference"]
     assert gap["low"] < gap["value"] < gap["high"]
     assert "By sex" in out
+    run_here("evaluate", "scores.csv", "labels.csv", "--subgroups", "sex", "--draws", 200, "--cluster", "none")
+    alone = document()["subgroups"][0]["groups"][0]["findings"]["Edema"]["auroc"]
+    expected = delong_interval(tables["Edema"].to_numpy()[women], scores_of(tables)[women, 0])
+    assert (alone["low"], alone["high"]) == pytest.approx(expected)
+    assert alone["low"] != sex["groups"][0]["findings"]["Edema"]["auroc"]["low"]
     code, _, err = run_here("evaluate", "scores.csv", "labels.csv", "--subgroups", "scanner")
     assert code == 2
     assert "choose from: sex, age" in err
@@ -297,6 +332,15 @@ def test_options_that_mean_nothing_are_refused_before_any_work(
     assert code == 2
     assert message in err
     assert not Path("evaluation").exists()
+
+
+def test_a_prevalence_is_of_a_finding_that_is_there(run: Path, toy: Path, run_here: Damcli) -> None:
+    assert run_here("evaluate", run, toy, "--prevalence", "edema=0.05", "-o", "found")[0] == 0
+    points = {name: each["operating"]["youden"] for name, each in document("found")["findings"].items()}
+    assert points["Edema"]["prevalence"] == 0.05 != points["Fracture"]["prevalence"]
+    code, _, err = run_here("evaluate", run, toy, "--prevalence", "Oedema=0.05", "-o", "none")
+    assert code == 2
+    assert "did you mean Edema?" in err
 
 
 def test_the_page_has_every_part_that_was_asked_for_and_no_identifier(run: Path, toy: Path, run_here: Damcli) -> None:

@@ -347,5 +347,10 @@ def test_runs_of_other_findings_are_decided_together_and_of_other_datasets_not(u
     carried = carrying.of(members, runs, other)
     assert carried.decisions.reduce == {"Edema": "max", "Fracture": "max"}
     assert carried.decisions.points == {}
+    # Of the one run alone there are decisions: the other's finding is reduced as --reduce does unless said otherwise.
+    (undecided[1] / "decisions.json").unlink()
+    both = carrying.of(members, runs, Dataset.open(runs[0].dataset))
+    assert {"Edema", "Fracture"} == both.decisions.reduce.keys() == both.decisions.points["youden"].keys()
+    assert both.decisions.reduce["Fracture"] == "mean"
     [why] = carried.decisions.notes
     assert why == "the dataset given is not the one trained on, so the tune part is not at hand"

@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from damcli.metrics import bootstrap_interval, components, intervals, wilson
 from damcli.metrics.intervals import bootstrap, from_draws, obstacle, quantiles, weights
-from damcli.metrics.ranking import Ranking, area, average_precision
+from damcli.metrics.ranking import Ranking, area, average_precision, partial_area
 
 
 @pytest.fixture
@@ -141,6 +141,15 @@ def test_a_perfect_separation_has_the_exact_bound_of_the_patients(sign: int) -> 
     found = bootstrap_interval(targets, sign * targets, groups, draws=200)
     bound = 0.025 ** (1 / 4)
     assert found[:3] == pytest.approx((1, bound, 1) if sign > 0 else (0, 0, 1 - bound))
+
+
+def test_rounding_is_no_spread() -> None:
+    """Of 187 negatives the partial AUROC is 1 but for its last digit, in every draw another one."""
+    targets = np.repeat([0.0, 1.0], [187, 7])
+    found = bootstrap_interval(targets, np.linspace(0, 1, 194), figure=partial_area(0.1), draws=200)
+    assert found == (1.0, pytest.approx(0.025 ** (1 / 7)), 1.0, "")
+    worst = bootstrap_interval(targets, np.linspace(1, 0, 194), figure=partial_area(0.1), draws=200)
+    assert worst.why == "every draw gives 0.473684"
 
 
 def test_an_exact_share_keeps_what_its_draws_leave_it() -> None:

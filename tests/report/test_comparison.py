@@ -72,6 +72,15 @@ def test_what_only_one_has_is_left_out_and_said() -> None:
         comparison.section(one, elsewhere, Method())
 
 
+def test_an_auroc_without_an_uncertainty_is_not_shown_and_its_finding_not_counted() -> None:
+    one, other = made(1), made(2)
+    for each in (one, other):
+        each.truth.values[:, 1] = np.arange(300) == 0  # one positive
+    found = comparison.section(one, other, Method())
+    assert (found["findings"]["Fracture"]["auroc"], found["findings"]["Fracture"]["other_auroc"]) == (None, None)
+    assert found["method"].endswith("corrected over 1 findings after Holm")
+
+
 def test_patients_with_several_scans_are_drawn_together() -> None:
     one, other = made(1, patients=100), made(2, patients=100)
     found = comparison.section(one, other, Method("patient", draws=400))

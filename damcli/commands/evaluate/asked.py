@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,14 @@ class Asked:
         """Return the prevalence that the user gave for a finding."""
         given = self.prevalence or {}
         return given.get(finding, given.get(""))
+
+    def named(self, findings: Sequence[str]) -> Asked:
+        """Return the same, `--prevalence` spelled with these findings. Raises `UsageError` for another one."""
+        from damcli.data.labels import choose
+
+        given = self.prevalence or {}
+        spelled = {name and choose([name], findings, "finding", "--prevalence")[0]: p for name, p in given.items()}
+        return replace(self, prevalence=spelled or None)
 
 
 def read(

@@ -83,7 +83,7 @@ def of(subject: Path, on: Path, kind: str, asked: Asked, device: str, tta: int |
                 where=wanted,
                 fix=f"damcli evaluate {subject} DATASET {wanted} …, with that dataset",
             )
-        return _kept_only(subject, asked)
+        return _kept_only(subject, asked, tta)
     return _of_run(subject, own, asked, device, tta)
 
 
@@ -121,10 +121,10 @@ def _of_run(run: Path, dataset: Path, asked: Asked, device: str, tta: int | None
     return Decided(made, f"the tune part of {run}", other, fits)
 
 
-def _kept_only(run: Path, asked: Asked) -> Decided | None:
-    """Return what a run decided earlier, for scans of another dataset, where it is of the same unit."""
+def _kept_only(run: Path, asked: Asked, tta: int | None) -> Decided | None:
+    """Return what a run decided earlier, for scans of another dataset, where it is of such scores."""
     kept = _read(run)
-    if kept is None or kept.by != asked.by:
+    if kept is None or not _is_of(kept, asked, tta or 1, run):
         return None
     return Decided(kept, f"the tune part of {run}", "kept in the run before")
 
@@ -133,11 +133,25 @@ def _of_model(path: Path, asked: Asked) -> Decided | None:
     from damcli.bundle.runtime import read_info
 
     info = read_info(path)
-    if info.decisions is None or info.decisions.by != asked.by:
+    if info.decisions is None or not _is_of(info.decisions, asked, info.decisions.views, path):
         return None
     # The graph calibrates already.
     made = info.decisions.model_copy(update={"calibration": {}})
     return Decided(made, f"the tune part of the runs in {path}", "carried by the model")
+
+
+def _is_of(kept: Decisions, asked: Asked, views: int, where: Path) -> bool:
+    """Return whether decisions are of the units, their scores and the views that are asked for; say it if not."""
+    from damcli.report.evaluation import Unit
+
+    alike = (kept.by, kept.views) == (asked.by, views)
+    if alike and kept.reduce == reducing.reductions(asked, tuple(kept.reduce)):
+        return True
+    reduced = f" ({', '.join(sorted(set(kept.reduce.values())))} of scans)" if kept.reduce else ""
+    console.warn(
+        f"what {where} decided is left out: it is of {Unit(kept.by).plural}{reduced} over {kept.views} view(s)"
+    )
+    return False
 
 
 def _read(run: Path) -> Decisions | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from damcli.commands.evaluate.deciding import Decided
     from damcli.metrics.calibration import Bin
     from damcli.metrics.decisions import Decisions
+    from damcli.metrics.operating import Measured
     from damcli.report.evaluation import Evaluation
     from damcli.report.judgement import Method
 
@@ -47,12 +49,14 @@ def operating(evaluation: Evaluation, method: Method, asked: Asked, decisions: D
     return found
 
 
-def _measured(measured: Any) -> Part:
+def _measured(measured: Measured) -> Part:
     from damcli.report import tables
 
-    return {
+    found = {
         key: tables.document(value) if isinstance(value, tuple) else value for key, value in measured._asdict().items()
     }
+    # Without labelled scans there is none.
+    return found | {"prevalence": None if math.isnan(measured.prevalence) else measured.prevalence}
 
 
 def calibration(
@@ -152,7 +156,7 @@ def readers(evaluation: Evaluation, method: Method, asked: Asked) -> Part:
     }
 
 
-def subgroup(evaluation: Evaluation, column: str) -> Part:
+def subgroup(evaluation: Evaluation, method: Method, column: str) -> Part:
     """Return the AUROCs of the groups that a column of the labels makes, and the largest gap between two.
 
     Raises `UsageError` for a column that is not there, `DataError` for one that makes no groups.
@@ -168,8 +172,9 @@ def subgroup(evaluation: Evaluation, column: str) -> Part:
         listed = f"choose from: {', '.join(known)}" if known else "add columns to the labels, such as age and sex"
         raise UsageError(f"the labels have no column {column!r}", where="--subgroups", fix=listed)
     made = bands.groups_of(truth.metadata[named[0]], truth.path)
+    clusters = method.groups(evaluation)
     found = [
-        by_group(truth.values[:, k], evaluation.scores[:, k], made.groups, made.names, truth.patients)
+        by_group(truth.values[:, k], evaluation.scores[:, k], made.groups, made.names, clusters)
         for k in range(len(truth.findings))
     ]
     return {

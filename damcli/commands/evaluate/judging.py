@@ -43,6 +43,7 @@ def judge(
     if asked.gallery:
         gallery.check(kind, on)
     scored = subjects.evaluate(subject, on, split, device, tta)
+    asked = asked.named(scored.truth.findings)
     other = asked.against and _other(asked.against, on, scored.truth.split, device, tta)
     decided = deciding.of(subject, on, kind, asked, device, tta)
     raw = evaluation = reducing.at(scored, asked)
@@ -64,7 +65,7 @@ def judge(
         "calibration": calibration,
         "comparison": other and comparison.section(evaluation, reducing.at(other, asked), method),
         "readers": asked.readers and further.readers(evaluation, method, asked),
-        "subgroups": [further.subgroup(evaluation, column) for column in asked.subgroups],
+        "subgroups": [further.subgroup(evaluation, method, column) for column in asked.subgroups],
     }
     for part in (parts["decisions"], parts["comparison"], parts["readers"], *parts["subgroups"]):
         said += part["notes"] if part else ()
@@ -92,12 +93,9 @@ def stop_at_gates(judgement: Judgement) -> None:
 
 
 def _calibrated(scored: Evaluation, calibration: Mapping[str, Calibration]) -> Evaluation:
-    scores = scored.scores.astype("float64")
-    for finding, one in calibration.items():
-        if finding in scored.truth.findings:
-            column = scored.truth.findings.index(finding)
-            scores[:, column] = one.apply(scores[:, column])
-    return replace(scored, scores=scores)
+    from damcli.metrics.calibration import calibrated
+
+    return replace(scored, scores=calibrated(calibration, scored.truth.findings, scored.scores))
 
 
 def _other(path: Path, on: Path, split: str | None, device: str, tta: int | None) -> Evaluation:
