@@ -248,6 +248,17 @@ def test_what_was_decided_for_other_scores_is_left_out_and_said(
         assert "left out: it is of patients (max of scans) over 1 view(s)" in err
 
 
+def test_a_run_does_not_differ_from_itself_however_it_is_calibrated(run: Path, toy: Path, run_here: Damcli) -> None:
+    code, _, err = run_here(
+        "evaluate", run, toy, "--calibrate", "isotonic", "--by", "patient", "--against", run, "-o", "both"
+    )  # fmt: skip
+    assert code == 0, err
+    found = document("both")
+    assert [each["difference"]["value"] for each in found["comparison"]["findings"].values()] == [0, 0]
+    assert found["comparison"]["findings"]["Edema"]["auroc"] != found["findings"]["Edema"]["auroc"]["value"]
+    assert "comparison: of the scores before calibration" in found["notes"]
+
+
 @pytest.mark.parametrize("option", [("--operating", "youden"), ("--calibrate", "platt")])
 def test_scores_without_a_tune_part_decide_nothing(
     option: tuple[str, str], tables: pl.DataFrame, run_here: Damcli

@@ -63,12 +63,15 @@ def judge(
         "decisions": decided and decided.document(),
         "operating": decided and further.operating(as_output, method, asked, decided.decisions),
         "calibration": calibration,
-        "comparison": other and comparison.section(evaluation, reducing.at(other, asked), method),
+        # Both as scored: a calibration of one alone would move units and make ties, which is no difference of networks.
+        "comparison": other and comparison.section(raw, reducing.at(other, asked), method),
         "readers": asked.readers and further.readers(evaluation, method, asked),
         "subgroups": [further.subgroup(evaluation, method, column) for column in asked.subgroups],
     }
     for part in (parts["decisions"], parts["comparison"], parts["readers"], *parts["subgroups"]):
         said += part["notes"] if part else ()
+    if other and evaluation is not raw:
+        said.append("comparison: of the scores before calibration")
     pictures: Sequence[GalleryItem] = ()
     if asked.gallery:
         pictures, of_pictures = gallery.gallery(scored, device)
