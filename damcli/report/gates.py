@@ -64,8 +64,11 @@ class Gate:
         raise self._unknown("", here if isinstance(here, Mapping) else {})
 
     def result(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what `metrics.json` says of the gate; a figure that is undefined does not meet it."""
-        value, why = self.value(document)
+        """Return what `metrics.json` says of the gate; a figure that is undefined or not there does not meet it."""
+        try:
+            value, why = self.value(document)
+        except UsageError as unknown:
+            value, why = None, unknown.what
         met = value is not None and COMPARISONS[self.sign](value, self.bound)
         return {"require": self.text, "value": value, "why": why or None, "met": bool(met)}
 

@@ -59,7 +59,8 @@ def test_what_is_no_condition_is_refused(text: str) -> None:
 )
 def test_a_figure_that_is_not_there_is_refused_and_never_counts_as_met(text: str) -> None:
     with pytest.raises(UsageError, match="there is no figure"):
-        Gate.parse(text).result(DOCUMENT)
+        Gate.parse(text).value(DOCUMENT)
+    assert not Gate.parse(text).result(DOCUMENT)["met"]
 
 
 def test_a_number_that_has_no_dots_is_a_condition_on_the_mean() -> None:

@@ -144,4 +144,4 @@ def command(
     onwards = dict.fromkeys(("run", "folds"), f"damcli export {subject}" + (f" --tta {tta}" if tta else ""))
     then = {**onwards, "model": f"damcli predict SCANS --model {subject}"}
     console.next_step(then.get(kind, "damcli info runs"))
-    judging.stop_at_gates(judgement)
+    judging.stop_at_gates(judgement, wanted)

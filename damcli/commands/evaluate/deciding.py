@@ -98,6 +98,8 @@ def _of_run(run: Path, dataset: Path, asked: Asked, device: str, tta: int | None
     fits = {method: decide(findings, truth, tune.scores, (), method).calibration for method in FITTED}
     reduce = reducing.reductions(asked, findings)
     fits_in = kept is not None and (kept.by, kept.reduce, kept.views) == (asked.by, reduce, tune.views)
+    if kept is not None and asked.prevalence and any(rule.kind == "cost" for rule in kept.rules):
+        fits_in = fits_in and kept.prevalence == asked.prevalence
     if kept is not None and fits_in and not (asked.rules or asked.calibrate):
         return Decided(kept, f"the tune part of {run}", "kept in the run before", fits)
     rules = asked.rules or (kept.rules if kept and kept.rules else (Rule.parse(DEFAULT_RULE),))
@@ -107,7 +109,8 @@ def _of_run(run: Path, dataset: Path, asked: Asked, device: str, tta: int | None
         tune.scores,
         rules,
         asked.calibrate or (kept.method if kept else "none"),
-        prevalence=asked.prevalence,
+        # Of no rule but that of costs it is a part.
+        prevalence=asked.prevalence if any(rule.kind == "cost" for rule in rules) else None,
         by=asked.by,
         reduce=reduce,
         units=reducing.reducer(tune, asked),

@@ -113,6 +113,8 @@ def _not_fitted(kind: str, decided: Decided | None, finding: str) -> str:
         return f"the tune part has not both classes of {finding}, or no better scale"
     if kind == "model" and decided and decided.decisions.method != "none":
         return f"the model calibrates by itself ({decided.decisions.method}, fitted before it was exported)"
+    if kind == "model":
+        return "a model calibrates by itself where its card says so"
     return "there is no tune part to fit a calibration on"
 
 
@@ -129,6 +131,13 @@ def readers(evaluation: Evaluation, method: Method, asked: Asked) -> Part:
         truth.values, evaluation.scores, calls, method.groups(evaluation), method.draws, method.seed
     )
     notes = readings.notes(read)
+    for reader in calls:
+        uncalled = [f"{f} {p[reader].uncalled}" for f, p in zip(truth.findings, beaten.points, strict=True)]
+        uncalled = [each for each in uncalled if not each.endswith(" 0")]
+        if uncalled:
+            notes.append(
+                f"reader {reader} is compared on what it called; labelled and not called: {', '.join(uncalled)}"
+            )
     left_out = [name for name, number in zip(truth.findings, beaten.beaten, strict=True) if number is None]
     if left_out:
         notes.append(f"readers: {', '.join(left_out)} cannot be compared, and has no part in NRBC")

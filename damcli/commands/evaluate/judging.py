@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from damcli import console
 from damcli.commands.evaluate import deciding, further, gallery, reducing, subjects
 from damcli.commands.evaluate.asked import Asked
-from damcli.errors import GateError
+from damcli.errors import GateError, UsageError
 
 if TYPE_CHECKING:
     from damcli.metrics.calibration import Calibration
@@ -44,7 +44,7 @@ def judge(
         gallery.check(kind, on)
     scored = subjects.evaluate(subject, on, split, device, tta)
     asked = asked.named(scored.truth.findings)
-    other = asked.against and _other(asked.against, on, scored.truth.split, device, tta)
+    other = asked.against and _other(asked.against, on, scored, device, tta)
     decided = deciding.of(subject, on, kind, asked, device, tta)
     raw = evaluation = reducing.at(scored, asked)
     ways = {
@@ -72,6 +72,12 @@ def judge(
         said += part["notes"] if part else ()
     if other and evaluation is not raw:
         said.append("comparison: of the scores before calibration")
+    if asked.prevalence and not parts["operating"]:
+        said.append("--prevalence has no effect: there are no operating points")
+    if decided and decided.fits and scored.truth.split in ("tune", "train"):
+        said.append(
+            "operating points and calibration were decided on some of these scans, so their figures flatter too"
+        )
     pictures: Sequence[GalleryItem] = ()
     if asked.gallery:
         pictures, of_pictures = gallery.gallery(scored, device)
@@ -82,10 +88,13 @@ def judge(
     return replace(judgement, sections={**judgement.sections, "gates": gates})
 
 
-def stop_at_gates(judgement: Judgement) -> None:
-    """Raise `GateError` where a condition of `--require` is not met."""
+def stop_at_gates(judgement: Judgement, asked: Asked) -> None:
+    """Raise `GateError` where a condition of `--require` is not met, `UsageError` where it is of no figure."""
     from damcli.report import gates
 
+    document = judgement.document()
+    for gate in asked.gates:
+        gate.value(document)
     results = judgement.sections.get("gates", [])
     missed = gates.failed(results)
     if missed:
@@ -101,9 +110,21 @@ def _calibrated(scored: Evaluation, calibration: Mapping[str, Calibration]) -> E
     return replace(scored, scores=calibrated(calibration, scored.truth.findings, scored.scores))
 
 
-def _other(path: Path, on: Path, split: str | None, device: str, tta: int | None) -> Evaluation:
+def _other(path: Path, on: Path, scored: Evaluation, device: str, tta: int | None) -> Evaluation:
     """Score what is compared with, on the same scans; a run over as many views."""
-    return subjects.evaluate(path, on, split, device, tta if subjects.kind_of(path) == "run" else None)
+    from damcli.data.scores import ScanTable
+
+    kind, of_folds = subjects.kind_of(path), scored.kind == "folds"
+    if of_folds and kind == "scores":
+        return subjects.joined(ScanTable.read(path).named(scored.truth.findings), scored.truth)
+    if of_folds != (kind == "folds"):
+        raise UsageError(
+            "scores out of fold can be compared with other ones out of fold, or with a table of scores of these scans",
+            where=path,
+            fix="damcli evaluate FOLDS --against FOLDS, or damcli evaluate FOLDS --against SCORES.csv",
+        )
+    split = None if of_folds else scored.truth.split
+    return subjects.evaluate(path, on, split, device, tta if kind == "run" else None)
 
 
 def _tracked(parts: Iterable[Any], evaluation: Evaluation, draws: int) -> Iterable[Any]:

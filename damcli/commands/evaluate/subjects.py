@@ -191,7 +191,7 @@ def _table(path: Path, on: Path, split: str) -> Evaluation:
     rows = rows_of(dataset, split)
     files = dataset.manifest["path"].gather(rows).to_list()
     truth = Truth.of_dataset(dataset, split, rows)
-    return _joined(ScanTable.read(path).named(truth.findings), truth, files)
+    return joined(ScanTable.read(path).named(truth.findings), truth, files)
 
 
 def _table_on_labels(path: Path, labels: Path) -> Evaluation:
@@ -216,10 +216,11 @@ def _table_on_labels(path: Path, labels: Path) -> Evaluation:
         ids, patients = table.ids, table.patients
         studies = frame["study"].cast(pl.String).fill_null("").to_list() if "study" in frame.columns else None
     metadata = others if others.width else None
-    return _joined(scores, Truth.of_labels(labels, ids, shared, raw, patients, studies, metadata))
+    return joined(scores, Truth.of_labels(labels, ids, shared, raw, patients, studies, metadata))
 
 
-def _joined(table: ScanTable, truth: Truth, files: Sequence[str] = ()) -> Evaluation:
+def joined(table: ScanTable, truth: Truth, files: Sequence[str] = ()) -> Evaluation:
+    """Return a table's scores of the scans of `truth`, which are joined by path, or by that of their `files`."""
     from damcli.report.evaluation import Evaluation, Selection
 
     findings, remarks = _shared(table.names, truth, table.path)
