@@ -54,6 +54,15 @@ def test_folds_are_trained_evaluated_and_gone_on_with(run_here, folded, tmp_path
     assert (document["scans"], document["truth"]["split"]) == (96, "folds")
     assert (run / "evaluation-folds" / "scores-folds.parquet").is_file()
 
+    other = tmp_path / "other.csv"
+    table.with_columns(-pl.col("Edema"), pl.col("Fracture")).write_csv(other)
+    code, out, err = run_here("evaluate", run, "--against", other, "--json", "-o", tmp_path / "compared")
+    assert code == 0, err
+    compared = json.loads(out)["comparison"]["findings"]["Edema"]
+    assert compared["other_auroc"] == pytest.approx(1 - pooled)
+    code, _, err = run_here("evaluate", run, "--against", run / "fold-0", "-o", tmp_path / "refused")
+    assert (code, "FOLDS --against" in err) == (2, True)
+
     for split, used in (None, False), ("valid", True), ("tune", True):
         given = ("--split", split) if split else ()
         code, out, err = run_here("evaluate", run / "fold-1", folded, "--json", *given)
