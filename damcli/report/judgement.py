@@ -28,7 +28,7 @@ from damcli.metrics.ranking import (
 )
 from damcli.report import tables
 from damcli.report.drawings import Band, Curves
-from damcli.report.evaluation import Evaluation
+from damcli.report.evaluation import Evaluation, Unit
 from damcli.report.plots import RocLine
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 LEVEL = 0.95
+FEW = 10  # of a class
 DRAWS = 2000
 MAX_FALSE_POSITIVE_RATE = 0.1
 SPECIFICITY = 0.9
 GRID = np.linspace(0, 1, 101)
 DELONG = "DeLong, normal on the logit scale; at exactly 0 or 1 the exact bound of disjoint pairs"
-NO_GROUPS = {"scan": "scans", "study": "studies", "patient": "patients"}
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,11 @@ class Method:
 
     def auroc(self, unit: str) -> str:
         """Say how an AUROC's interval is made."""
-        return f"{DELONG}; {NO_GROUPS[unit]} taken as independent" if self.cluster is None else self.others(unit)
+        return f"{DELONG}; {Unit(unit).plural} taken as independent" if self.cluster is None else self.others(unit)
 
     def others(self, unit: str) -> str:
         """Say how the other figures' intervals are made."""
-        drawn = f"{self.draws:,} draws of {NO_GROUPS[self.cluster or unit]} with replacement (seed {self.seed})"
+        drawn = f"{self.draws:,} draws of {Unit(self.cluster or unit).plural} with replacement (seed {self.seed})"
         # What counts independent rows has a formula (`metrics.operating.measure`).
         shares = "" if self.cluster else "; prevalences and operating points after Wilson, or Mercaldo"
         return f"bootstrap, {drawn}, normal on the logit scale; differences and bands between quantiles{shares}"
@@ -154,6 +154,10 @@ class Judgement:
                 f"intervals take {plural} as independent, and are too narrow: {rows} {plural} of"
                 f" {evaluation.patients} patients"
             )
+        few = {name: min(each.part.positives, each.part.negatives) for name, each in self.findings.items()}
+        listed = ", ".join(f"{name} {n}" for name, n in few.items() if n < FEW and not self.aurocs[name].why)
+        if listed:
+            notes.append(f"with fewer than {FEW} of a class an interval is rough, and may be too narrow: {listed}")
         lost = [f"{name} {each.lost}" for name, each in self.findings.items() if each.lost and not each.auroc.why]
         if lost:
             notes.append(f"of {method.draws:,} draws those that lacked a class are left out: {', '.join(lost)}")

@@ -175,3 +175,13 @@ def test_lines_hold_each_findings_curve() -> None:
     assert [line.name for line in lines] == list(FINDINGS)
     area = np.trapezoid(lines[2].curve.true_positive_rate, lines[2].curve.false_positive_rate)
     assert area == pytest.approx(lines[2].auroc.value)
+
+
+def test_an_interval_on_few_scans_of_a_class_is_said_to_be_rough() -> None:
+    truth = made().truth
+    few = truth.values.copy()
+    few[np.flatnonzero(few[:, 2] == 1)[4:], 2] = 0
+    judgement = judged(truth=replace(truth, values=few))
+    assert (
+        "with fewer than 10 of a class an interval is rough, and may be too narrow: Cardiomegaly 4" in judgement.notes
+    )
