@@ -57,9 +57,9 @@ class Evaluation:
 
     @property
     def patients(self) -> int | None:
-        """How many patients the scans are of, one without an id being its own; None where that is not known."""
+        """How many patients the scans are of, one without an id being its own; None where none has an id."""
         ids = self.truth.patients
-        return None if ids is None else len(set(ids) - {""}) + ids.count("")
+        return None if ids is None or not any(ids) else len(set(ids) - {""}) + ids.count("")
 
     @property
     def patients_repeat(self) -> bool:

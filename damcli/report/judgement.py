@@ -149,6 +149,9 @@ class Judgement:
             notes.append(f"intervals: {method.others(evaluation.unit.by)}")
         elif evaluation.patients is None:
             notes.append(f"intervals take {plural} as independent: whether patients repeat is not known")
+            known = [study for study in evaluation.truth.studies or () if study]
+            if len(set(known)) < len(known):
+                notes[-1] += ", but studies do: --cluster study draws a study's scans together"
         elif evaluation.patients_repeat:
             notes.append(
                 f"intervals take {plural} as independent, and are too narrow: {rows} {plural} of"

@@ -12,8 +12,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from damcli import files
 from damcli.data.scores import ScanTable
 from damcli.data.store import Dataset
+from damcli.errors import MachineError
 from damcli.metrics import auroc, bootstrap_interval, delong_interval
 
 FINDINGS = ["Edema", "Fracture"]
@@ -173,7 +175,7 @@ def test_operating_points_are_chosen_on_tune_kept_in_the_run_and_measured_here(
         "evaluate", run, toy, "--operating", "sensitivity=0.8", "--operating", "cost=3", "--prevalence", "0.05"
     )
     assert code == 0
-    assert "Operating points, chosen on the tune part of ce" in out
+    assert "Operating points, chosen on the tune part of ce, kept in the run now" in out
     tune = ScanTable.read(run / "scores-tune.parquet")
     dataset = Dataset.open(toy)
     ids = dataset.manifest["id"].to_list()
@@ -197,6 +199,27 @@ def test_operating_points_are_chosen_on_tune_kept_in_the_run_and_measured_here(
     assert again["threshold"] == point["threshold"]
 
 
+def test_a_run_that_cannot_be_written_is_judged_all_the_same(
+    run: Path, toy: Path, run_here: Damcli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write anywhere, so the system's refusal is made here."""
+    write = files.write_json
+
+    def refusing(path: Path, value: Any) -> None:
+        if path.parent.name == run.name:
+            raise MachineError("this place cannot be written", where=path, fix="choose another one with -o")
+        write(path, value)
+
+    monkeypatch.setattr(files, "write_json", refusing)
+    code, out, err = run_here("evaluate", run, toy, "-o", "elsewhere")
+    assert code == 0, err
+    assert document("elsewhere")["findings"]["Edema"]["operating"]["youden"]["sensitivity"]["value"] is not None
+    assert "not kept: this place cannot be written" in out
+    code, _, err = run_here("evaluate", run, toy, "-o", "asked", "--operating", "cost=3")
+    assert (code, Path("asked").exists()) == (5, False)
+    assert "copy the run" in err
+
+
 def test_calibration_keeps_the_ranking_and_brings_scores_nearer_to_probabilities(
     run: Path, toy: Path, run_here: Damcli
 ) -> None:
@@ -214,6 +237,9 @@ def test_calibration_keeps_the_ranking_and_brings_scores_nearer_to_probabilities
         assert errors["after"]["platt"]["brier"]["value"] < errors["before"]["brier"]["value"]
     run_here("evaluate", run, toy, "-o", "isotonic", "--calibrate", "isotonic")
     assert any("ties" in note for note in document("isotonic")["notes"])
+    run_here("evaluate", run, toy, "-o", "kept")
+    said = "\n".join(document("kept")["notes"])
+    assert "all figures are of isotonic scores (kept in the run before)" in said
     run_here("evaluate", run, toy, "-o", "none", "--calibrate", "none")
     assert document("none")["findings"]["Edema"]["calibration"]["chosen"] == "none"
 

@@ -104,7 +104,7 @@ def test_patients_with_several_scans_are_drawn_together_and_the_report_says_so()
     [
         ([f"p{n // 2}" for n in range(200)], 100, "too narrow: 200 scans of 100 patients"),
         ([str(n) for n in range(200)], 200, None),
-        ([""] * 200, 200, None),
+        ([""] * 200, None, "intervals take scans as independent: whether patients repeat is not known"),
         (["p1", "p1", *[""] * 198], 199, "too narrow: 200 scans of 199 patients"),
         (None, None, "intervals take scans as independent: whether patients repeat is not known"),
     ],
@@ -115,6 +115,16 @@ def test_scans_taken_as_independent_are_said_to_be(patients: list[str] | None, c
     assert evaluation.patients == judgement.document()["patients"] == count
     assert [n for n in judgement.notes if "independent" in n] == [n for n in judgement.notes if note and note in n]
     assert bool(note) == any("independent" in n for n in judgement.notes)
+
+
+def test_studies_that_repeat_are_named_where_patients_are_not_known() -> None:
+    def independent(studies: list[str]) -> str:
+        evaluation = made(truth=replace(made().truth, patients=None, studies=studies))
+        return next(n for n in judge(evaluation, Method.of(evaluation, draws=200)).notes if "independent" in n)
+
+    assert "--cluster study" in independent([f"s{n // 2}" for n in range(200)])
+    assert "--cluster study" not in independent([f"s{n}" for n in range(200)])
+    assert "--cluster study" not in independent([""] * 200)
 
 
 def test_clusters_that_are_not_known_are_refused() -> None:

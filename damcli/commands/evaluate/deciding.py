@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from damcli import console
 from damcli.commands.evaluate import reducing, subjects
 from damcli.commands.evaluate.asked import Asked
-from damcli.errors import DataError, UsageError
+from damcli.errors import DataError, MachineError, UsageError
 
 if TYPE_CHECKING:
     from damcli.metrics.calibration import Calibration
@@ -118,7 +118,13 @@ def _of_run(run: Path, dataset: Path, asked: Asked, device: str, tta: int | None
         weights_sha256=checkpoint.weights_sha256(run),
     )
     if kept is None or asked.rules or asked.calibrate:
-        decisions.write(run, made)
+        try:
+            decisions.write(run, made)
+        except MachineError as problem:
+            if asked.rules or asked.calibrate:
+                fix = "copy the run to where it can be kept, and name the copy"
+                raise MachineError(problem.what, where=problem.where, fix=fix) from problem
+            return Decided(made, f"the tune part of {run}", f"not kept: {problem.what}", fits)
         return Decided(made, f"the tune part of {run}", "kept in the run now", fits)
     other = f"not kept: the run keeps those of {kept.by}s over {kept.views} view(s)"
     return Decided(made, f"the tune part of {run}", other, fits)

@@ -72,6 +72,11 @@ def judge(
         said += part["notes"] if part else ()
     if other and evaluation is not raw:
         said.append("comparison: of the scores before calibration")
+    if decided and decided.decisions.calibration and decided.decisions.method == "isotonic":
+        said.append(
+            f"all figures are of isotonic scores ({decided.kept}), whose ties change AUROCs and may narrow intervals:"
+            " --calibrate none takes them off"
+        )
     if asked.prevalence and not parts["operating"]:
         said.append("--prevalence has no effect: there are no operating points")
     if decided and decided.fits and scored.truth.split in ("tune", "train"):

@@ -33,11 +33,13 @@ def _further(document: Mapping[str, Any]) -> Iterator[Table]:
 
     operating = sections.operating_rows(document)
     if operating:
-        yield f"Operating points, chosen on {document['decisions']['made_on']}", sections.OPERATING_COLUMNS, operating
+        made = document["decisions"]
+        title = f"Operating points, chosen on {made['made_on']}, {made['stored']}"
+        yield title, sections.OPERATING_COLUMNS, operating
         yield "", sections.PREDICTIVE_COLUMNS, sections.predictive_rows(document)
     # Without one that was chosen the numbers are in the report alone.
     if any((each["calibration"] or {}).get("chosen", "none") != "none" for each in document["findings"].values()):
-        title = "Calibration, fitted on the tune part"
+        title = f"Calibration, fitted on the tune part, {document['decisions']['stored']}"
         yield title, sections.CALIBRATION_COLUMNS, sections.calibration_rows(document)
     if compared := document["comparison"]:
         title = f"Difference to {compared['subject']['path']} ({compared['method']})"
