@@ -127,6 +127,9 @@ def command(
 
     # Of runs that were trained together, those that are the result.
     taken = [member for run in named for member in (group.results(run) if group.are_in(run) else [run])]
+    twice = [run for number, run in enumerate(taken) if run.resolve() in {other.resolve() for other in taken[:number]}]
+    if twice:
+        raise UsageError("this run is named twice, and would weigh double", where=twice[0], fix="name each run once")
 
     loaded = [load_member(run, tta) for run in taken]
     console.note(f"runs: {', '.join(map(str, taken))}")

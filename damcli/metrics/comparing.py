@@ -49,7 +49,7 @@ def compare_means(
     """Compare the mean AUROCs over findings of two scores of the same scans, all (N,K), as `compare` does for one.
 
     The mean is over the findings whose AUROC has an uncertainty with both scores; draws in which one of those lacks a
-    class are left out. All is nan where there is no such finding.
+    class are left out; where those are half of all there is no interval. All is nan where there is no such finding.
 
     >>> truth = [[0, 1], [0, 1], [1, 0], [1, 0]]
     >>> compare_means(truth, [[1, 4], [2, 2], [3, 3], [4, 1]], [[1, 4], [3, 3], [2, 2], [4, 1]]).difference
@@ -74,6 +74,8 @@ def compare_means(
         rankings = [Ranking.of(truth[:, k], scores[:, k]) for scores in (a, b) for k in kept]
         drawn = np.concatenate(list(bootstrap(rankings, area, groups, len(truth), draws, seed)))[..., 0]
         apart = (drawn[:, : len(kept)] - drawn[:, len(kept) :]).mean(axis=1)
+        if 2 * np.isnan(apart).sum() >= len(apart):
+            return Comparison(difference, math.nan, math.nan, math.nan)
         deviation = float(np.nanstd(apart))
         low, high = quantiles(apart, difference, level)
     if not deviation > 0:

@@ -262,7 +262,8 @@ class _Table:
             return Estimate(successes / total, *wilson(successes, total, level))
         own = self.members[whole]
         if len(np.unique(own)) < 2:
-            return _undefined(f"all {name} in one group")
+            one = name.replace("tives", "tive").replace("scans", "scan")
+            return _undefined(f"only 1 {one}" if total == 1 else f"all {name} in one group")
         shares = _over(self.drawn[:, wanted], self.drawn[:, other])
         return from_draws(shares, successes / total, groups=own, level=level)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from damcli.report.evaluation import Unit
+
 # With fewer scans of a class an interval is wide, and says little of how the next ones will fare.
 FEW = 30
 
@@ -55,7 +57,7 @@ ALWAYS = (
 
 
 def _of_the_scans(document: Mapping[str, Any], leaks: bool) -> Iterator[Caveat]:
-    used, unit = document["selection"]["used"], _plural(document)
+    used, unit = document["selection"]["used"], Unit(document["unit"]["by"]).plural
     if used:
         yield Caveat(
             "How well the model does on scans that it has not seen",
@@ -203,10 +205,6 @@ def _of_the_parts(document: Mapping[str, Any], gallery: bool) -> Iterator[Caveat
 
 def _chosen(finding: Mapping[str, Any]) -> bool:
     return bool(finding["calibration"]) and finding["calibration"]["chosen"] != "none"
-
-
-def _plural(document: Mapping[str, Any]) -> str:
-    return {"scan": "scans", "study": "studies", "patient": "patients"}[document["unit"]["by"]]
 
 
 def _listed(numbers: Mapping[str, Any]) -> str:

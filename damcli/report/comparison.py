@@ -13,7 +13,8 @@ from damcli.metrics import Comparison, Estimate, auroc, holm
 from damcli.metrics.comparing import compare, compare_means
 from damcli.report import tables
 from damcli.report.evaluation import Evaluation
-from damcli.report.judgement import LEVEL, Method
+from damcli.report.judgement import LEVEL
+from damcli.report.method import Method
 
 COLUMNS = ["finding", "n", "AUROC", "other's", "difference", "p", "p (Holm)"]
 
@@ -51,7 +52,7 @@ def section(one: Evaluation, other: Evaluation, method: Method) -> dict[str, Any
     way = f"paired, {method.others(one.unit.by)}" if groups is not None else "paired DeLong, normal"
     return {
         "subject": {"kind": other.kind, "path": str(other.subject)},
-        "method": f"{way}; p two-sided, and corrected over {tested} findings after Holm",
+        "method": f"{way}; p two-sided, normal" + (f", corrected over {tested} findings after Holm" if tested else ""),
         "findings": findings,
         "mean": {"difference": _difference(mean), "p": _or_none(mean.p)},
         "notes": notes,

@@ -39,7 +39,7 @@ def rows(document: Mapping[str, Any]) -> Iterator[list[Any]]:
             yield _row(finding, "difference", each["difference"], comparison["method"])
         yield _row("mean", "difference", comparison["mean"]["difference"], comparison["method"])
     if readers:
-        yield _row("mean", "nrbc", readers["nrbc"], readers["rule"])
+        yield _row("mean", "nrbc", readers["nrbc"], methods["others"])
 
 
 def _figures(part: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

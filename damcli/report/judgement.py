@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from damcli import __version__
-from damcli.errors import DataError
 from damcli.metrics import Components, Estimate, components, estimate, roc_curve, wilson
 from damcli.metrics.calibration import Bin
 from damcli.metrics.intervals import bootstrap, from_draws, obstacle
@@ -28,7 +27,8 @@ from damcli.metrics.ranking import (
 )
 from damcli.report import tables
 from damcli.report.drawings import Band, Curves
-from damcli.report.evaluation import Evaluation, Unit
+from damcli.report.evaluation import Evaluation
+from damcli.report.method import Method
 from damcli.report.plots import RocLine
 
 if TYPE_CHECKING:
@@ -37,60 +37,9 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 2
 LEVEL = 0.95
 FEW = 10  # of a class
-DRAWS = 2000
 MAX_FALSE_POSITIVE_RATE = 0.1
 SPECIFICITY = 0.9
 GRID = np.linspace(0, 1, 101)
-DELONG = "DeLong, normal on the logit scale; at exactly 0 or 1 the exact bound of disjoint pairs"
-
-
-@dataclass(frozen=True)
-class Method:
-    """How intervals are made: `cluster` (patient, study) is whose scans are drawn together; None: each for itself."""
-
-    cluster: str | None = None
-    draws: int = DRAWS
-    seed: int = 0
-
-    @classmethod
-    def of(cls, evaluation: Evaluation, asked: str | None = None, draws: int = DRAWS, seed: int = 0) -> Method:
-        """Return how `asked` (patient, study, none) is done; by patient where they repeat, unless said otherwise.
-
-        Raises `DataError` where it is not known which rows belong together.
-        """
-        cluster = asked if asked is not None else "patient" if evaluation.patients_repeat else "none"
-        if cluster == "none":
-            return cls(None, draws, seed)
-        ids = evaluation.truth.patients if cluster == "patient" else evaluation.truth.studies
-        if ids is None or not any(ids):
-            raise DataError(
-                f"the labels do not say which {cluster} a scan is of",
-                where=evaluation.truth.path,
-                fix=f"give them a column {cluster}, or leave out --cluster",
-            )
-        return cls(cluster, draws, seed)
-
-    def groups(self, evaluation: Evaluation) -> list[str] | None:
-        """Return for each row whose it is; "" belongs to no other."""
-        truth = evaluation.truth
-        if self.cluster is None:
-            return None
-        if self.cluster == "patient":
-            return truth.patients
-        # Studies may be numbered anew for every patient.
-        studies = truth.studies or []
-        return [f"{p}/{s}" if s else "" for p, s in zip(truth.patients or studies, studies, strict=True)]
-
-    def auroc(self, unit: str) -> str:
-        """Say how an AUROC's interval is made."""
-        return f"{DELONG}; {Unit(unit).plural} taken as independent" if self.cluster is None else self.others(unit)
-
-    def others(self, unit: str) -> str:
-        """Say how the other figures' intervals are made."""
-        drawn = f"{self.draws:,} draws of {Unit(self.cluster or unit).plural} with replacement (seed {self.seed})"
-        # What counts independent rows has a formula (`metrics.operating.measure`).
-        shares = "" if self.cluster else "; prevalences and operating points after Wilson, or Mercaldo"
-        return f"bootstrap, {drawn}, normal on the logit scale; differences and bands between quantiles{shares}"
 
 
 @dataclass(frozen=True)
@@ -113,7 +62,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Judgement:
-    """An evaluation with its figures; `scored` are the scans' scores that it came of.
+    """An evaluation with its figures; `scored` are the scans' scores, calibrated where that was decided.
 
     `sections` are the parts of `metrics.json` that were asked for besides, `reliability` by finding the bins of the
     reliability diagrams, `gallery` single scans to show.

@@ -12,6 +12,7 @@ from damcli import files
 from damcli.errors import DataError
 from damcli.report import caveats, drawings, plots, svg, tables
 from damcli.report.drawings import Curves
+from damcli.report.evaluation import Unit
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -69,8 +70,8 @@ def text(document: Mapping[str, Any], curves: Mapping[str, Curves], extras: Extr
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "three": three,
-        "signed": signed,
+        "three": tables.three,
+        "signed": tables.difference,
         "whole": lambda number: f"{number:,}",
         "brief": lambda number: f"{number:.4g}",
         "percent": lambda share: f"{100 * share:.3g} %",
@@ -88,7 +89,7 @@ def text(document: Mapping[str, Any], curves: Mapping[str, Curves], extras: Extr
         "extras": extras,
         "draw": Drawer(document, curves),
         "level": f"{100 * document['interval']['level']:g} %",
-        "units": {"scan": "scans", "study": "studies", "patient": "patients"}[document["unit"]["by"]],
+        "units": Unit(document["unit"]["by"]).plural,
         "scale": drawings.Scale.of([*(each["auroc"] for each in findings.values()), document["mean"]["auroc"]]),
         "difference_scale": drawings.Scale.of([each["difference"] for each in compared.values()], signed=True),
         "group_scale": drawings.Scale.of(
@@ -131,7 +132,7 @@ class Drawer:
     def roc(self, finding: str) -> Markup:
         """Return the ROC curve of a finding."""
         points, readers = self.points(finding), self.readers(finding)
-        described = f"AUROC {in_words(self._document['findings'][finding]['auroc'])}."
+        described = f"AUROC {tables.cell(self._document['findings'][finding]['auroc'])}."
         described += "".join(
             f" {name}: 1 − specificity {across:.3f}, sensitivity {up:.3f}."
             for name, (across, up) in (points | readers).items()
@@ -144,7 +145,7 @@ class Drawer:
         """Return the precision–recall curve of a finding."""
         found = self._document["findings"][finding]
         prevalence = found["positives"] / (found["positives"] + found["negatives"])
-        described = f"Average precision {in_words(found['average_precision'])}; chance is {prevalence:.3f}."
+        described = f"Average precision {tables.cell(found['average_precision'])}; chance is {prevalence:.3f}."
         title = f"Precision–recall curve of {finding}"
         return self._safe(drawings.precision_recall(self._curves[finding], prevalence, title, described, self._name()))
 
@@ -208,33 +209,6 @@ class Drawer:
 
         # `svg` and `drawings` have escaped what they were given.
         return Markup(drawing)
-
-
-def three(value: float) -> str:
-    """Return a number with three decimals, and a true minus sign."""
-    return f"{value:.3f}".replace("-", "−")
-
-
-def signed(value: float) -> str:
-    """Return a difference with three decimals and its sign.
-
-    >>> signed(0.0214), signed(-0.5), signed(-1e-9)
-    ('+0.021', '−0.500', '0.000')
-    """
-    return "0.000" if abs(value) < 5e-4 else f"{value:+.3f}".replace("-", "−")
-
-
-def in_words(figure: Mapping[str, Any]) -> str:
-    """Return a figure of `metrics.json` with its interval, or with the reason why it has none.
-
-    >>> in_words({"value": 0.9, "low": 0.85, "high": 0.94, "why": None})
-    '0.900 (0.850 to 0.940)'
-    """
-    if figure["value"] is None:
-        return f"n/a ({figure['why']})"
-    if figure["low"] is None:
-        return f"{three(figure['value'])} ({figure['why']})"
-    return f"{three(figure['value'])} ({three(figure['low'])} to {three(figure['high'])})"
 
 
 def _course(metrics_jsonl: Path | None) -> plots.Course | str | None:

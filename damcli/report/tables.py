@@ -99,9 +99,19 @@ def signed(figure: Mapping[str, Any]) -> str:
     if figure["value"] is None:
         return f"n/a ({figure['why']})"
     value, low, high = (math.nan if figure[key] is None else figure[key] for key in ("value", "low", "high"))
-    interval = f"n/a: {figure['why']}" if math.isnan(low) else f"{_signed(low)} to {_signed(high)}"
-    return f"{_signed(value)} ({interval})"
+    interval = f"n/a: {figure['why']}" if math.isnan(low) else f"{difference(low)} to {difference(high)}"
+    return f"{difference(value)} ({interval})"
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
+def three(value: float) -> str:
+    """Return a number with three decimals, and a true minus sign."""
+    return f"{value:.3f}".replace("-", "−")
+
+
+def difference(value: float) -> str:
+    """Return a difference with three decimals and its sign.
+
+    >>> difference(0.0214), difference(-0.5), difference(-1e-9)
+    ('+0.021', '−0.500', '0.000')
+    """
+    return "0.000" if abs(value) < 5e-4 else f"{value:+.3f}".replace("-", "−")

@@ -238,8 +238,11 @@ def test_calibration_keeps_the_ranking_and_brings_scores_nearer_to_probabilities
     run_here("evaluate", run, toy, "-o", "isotonic", "--calibrate", "isotonic")
     assert any("ties" in note for note in document("isotonic")["notes"])
     run_here("evaluate", run, toy, "-o", "kept")
-    said = "\n".join(document("kept")["notes"])
-    assert "all figures are of isotonic scores (kept in the run before)" in said
+    for name in FINDINGS:
+        # What a run keeps has no say in how well it ranks.
+        raw, kept = (document(folder)["findings"][name] for folder in ("raw", "kept"))
+        assert kept["auroc"] == raw["auroc"]
+        assert kept["calibration"]["chosen"] == "isotonic"
     run_here("evaluate", run, toy, "-o", "none", "--calibrate", "none")
     assert document("none")["findings"]["Edema"]["calibration"]["chosen"] == "none"
 
@@ -281,8 +284,14 @@ def test_a_run_does_not_differ_from_itself_however_it_is_calibrated(run: Path, t
     assert code == 0, err
     found = document("both")
     assert [each["difference"]["value"] for each in found["comparison"]["findings"].values()] == [0, 0]
-    assert found["comparison"]["findings"]["Edema"]["auroc"] != found["findings"]["Edema"]["auroc"]["value"]
-    assert "comparison: of the scores before calibration" in found["notes"]
+    assert found["comparison"]["findings"]["Edema"]["auroc"] == found["findings"]["Edema"]["auroc"]["value"]
+    assert "thresholds are of the scores after isotonic calibration, all curves of those before" in found["notes"]
+
+
+def test_what_cannot_be_evaluated_decides_nothing(run: Path, toy: Path, run_here: Damcli) -> None:
+    code, _, _ = run_here("evaluate", run, toy, "--operating", "cost=3", "--subgroups", "scanner")
+    assert code == 2
+    assert not (run / "decisions.json").exists()
 
 
 @pytest.mark.parametrize("option", [("--operating", "youden"), ("--calibrate", "platt")])
@@ -301,7 +310,7 @@ def test_subgroups_have_intervals_and_a_corrected_gap(tables: pl.DataFrame, run_
     sex, age = document()["subgroups"]
     assert [group["group"] for group in sex["groups"]] == ["F", "M"]
     assert [group["group"] for group in age["groups"]] == ["0–17", "18–39", "40–64", "65–79", "80+"]
-    assert sum(group["scans"] for group in age["groups"]) == 120
+    assert sum(group["units"] for group in age["groups"]) == 120
     women = (tables["sex"] == "F").to_numpy()
     expected = auroc(tables["Edema"].to_numpy()[women], scores_of(tables)[women, 0])
     assert sex["groups"][0]["findings"]["Edema"]["auroc"]["value"] == pytest.approx(expected)

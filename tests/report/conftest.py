@@ -178,7 +178,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Example]:
         groups = [
             {
                 "group": group,
-                "scans": n // 2,
+                "units": n // 2,
                 "findings": {
                     name: {
                         "positives": 40 - 15 * k,

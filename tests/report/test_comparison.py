@@ -13,7 +13,7 @@ from damcli.errors import DataError
 from damcli.metrics import delong_test, holm
 from damcli.report import comparison
 from damcli.report.evaluation import Evaluation, Selection, Truth
-from damcli.report.judgement import Method
+from damcli.report.method import Method
 
 FINDINGS = ("Edema", "Fracture", "Nodule", "Mass")
 UNUSED = Selection(False, "")

@@ -14,7 +14,8 @@ import pytest
 from damcli.errors import DataError
 from damcli.metrics import auroc, average_precision, bootstrap_interval, delong_interval, mean_auroc
 from damcli.report.evaluation import Evaluation, Selection, Truth
-from damcli.report.judgement import Judgement, Method, judge
+from damcli.report.judgement import Judgement, judge
+from damcli.report.method import Method
 
 FINDINGS = ("Edema", "Fracture", "Cardiomegaly")
 UNUSED = Selection(False, "not used")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from damcli.report import caveats, page
+from damcli.report import caveats, page, tables
 from damcli.report.drawings import Curves
 from damcli.report.page import Extras
 from damcli.report.svg import document as drawing
@@ -121,8 +121,8 @@ def test_no_figure_stands_without_its_interval_or_its_reason(example: Callable[.
         if each["value"] is None:
             assert f"n/a: {each['why']}" in read.text
             continue
-        plain = f"{page.three(each['value'])} {page.three(each['low'])}–{page.three(each['high'])}"
-        signed = f"{page.signed(each['value'])} {page.signed(each['low'])} to {page.signed(each['high'])}"
+        plain = f"{tables.three(each['value'])} {tables.three(each['low'])}–{tables.three(each['high'])}"
+        signed = f"{tables.difference(each['value'])} {tables.difference(each['low'])} to {tables.difference(each['high'])}"
         assert plain in read.text or signed in read.text
         shown += 1
     assert shown > 100
@@ -228,7 +228,8 @@ def test_a_finding_of_a_million_scans_adds_less_than_200_kb(example: Callable[..
 
 def test_the_page_takes_what_judge_returns(tmp_path: Path) -> None:
     from damcli.report.evaluation import Evaluation, Selection, Truth
-    from damcli.report.judgement import Method, judge
+    from damcli.report.judgement import judge
+    from damcli.report.method import Method
 
     rng = np.random.default_rng(0)
     raw = (rng.random((80, 2)) < [0.4, 0.0]).astype(float)
@@ -239,7 +240,7 @@ def test_the_page_takes_what_judge_returns(tmp_path: Path) -> None:
     curves = {name: Curves.of(raw[:, k], scores[:, k]) for k, name in enumerate(truth.findings)}
     page.write(tmp_path / "report.html", document, curves)
     text = Read((tmp_path / "report.html").read_text(encoding="utf-8")).text
-    assert page.three(document["findings"]["Edema"]["auroc"]["value"]) in text
+    assert tables.three(document["findings"]["Edema"]["auroc"]["value"]) in text
     assert "scan7" not in text
 
 

@@ -133,14 +133,14 @@ def command(
     try:
         with files.only_writer(folder):
             judgement = judge(subject, on, wanted, split, device, tta)
-            saving.save(judgement, folder)
+            written = saving.save(judgement, folder)
     except BaseException:
         if not existed:
             with suppress(OSError):
                 folder.rmdir()
         raise
     show(judgement)
-    console.note(f"wrote {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
+    console.note(f"wrote {folder}: {', '.join(written)}")
     onwards = dict.fromkeys(("run", "folds"), f"damcli export {subject}" + (f" --tta {tta}" if tta else ""))
     then = {**onwards, "model": f"damcli predict SCANS --model {subject}"}
     console.next_step(then.get(kind, "damcli info runs"))

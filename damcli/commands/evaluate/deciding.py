@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FITTED = ("temperature", "platt", "isotonic")
 DEFAULT_RULE = "youden"
+TO_KEEP = "to be kept in the run"
 FEW = 30  # of a class, below which a threshold is said to be chosen on few
 REFUSED = {
     "model": "a model has those that were chosen on the tune part of its runs before it was exported",
@@ -32,12 +33,14 @@ class Decided:
     """What the tune part decided, in words on which one (`made_on`) and whether the run keeps it (`kept`).
 
     `fits` holds every way of calibrating, by method and finding, for comparison; empty where there are no tune scans.
+    `must` says that the user asked for it to be kept.
     """
 
     decisions: Decisions
     made_on: str
     kept: str
     fits: Mapping[str, Mapping[str, Calibration]] = field(default_factory=dict)
+    must: bool = False
 
     def document(self) -> dict[str, Any]:
         """Return the part `decisions` of `metrics.json`."""
@@ -67,6 +70,8 @@ def _small(made: Decisions) -> list[str]:
 def of(subject: Path, on: Path, kind: str, asked: Asked, device: str, tta: int | None) -> Decided | None:
     """Return what was decided for a subject, after deciding it where that was asked for or was not done yet.
 
+    What is new is not written yet: `keep` does, once all else has gone well.
+
     Raises `UsageError` where there is no tune part to decide on and it was asked for.
     """
     wanted = "--operating" if asked.rules else "--calibrate" if asked.calibrate else None
@@ -90,7 +95,8 @@ def of(subject: Path, on: Path, kind: str, asked: Asked, device: str, tta: int |
 def _of_run(run: Path, dataset: Path, asked: Asked, device: str, tta: int | None) -> Decided:
     from damcli.metrics.decisions import decide
     from damcli.metrics.operating import Rule
-    from damcli.training import checkpoint, decisions
+    from damcli.report.evaluation import Unit
+    from damcli.training import checkpoint
 
     kept = _read(run)
     tune = _tune(run, dataset, device, tta)
@@ -118,16 +124,28 @@ def _of_run(run: Path, dataset: Path, asked: Asked, device: str, tta: int | None
         weights_sha256=checkpoint.weights_sha256(run),
     )
     if kept is None or asked.rules or asked.calibrate:
-        try:
-            decisions.write(run, made)
-        except MachineError as problem:
-            if asked.rules or asked.calibrate:
-                fix = "copy the run to where it can be kept, and name the copy"
-                raise MachineError(problem.what, where=problem.where, fix=fix) from problem
-            return Decided(made, f"the tune part of {run}", f"not kept: {problem.what}", fits)
-        return Decided(made, f"the tune part of {run}", "kept in the run now", fits)
-    other = f"not kept: the run keeps those of {kept.by}s over {kept.views} view(s)"
+        return Decided(made, f"the tune part of {run}", TO_KEEP, fits, must=bool(asked.rules or asked.calibrate))
+    other = f"not kept: the run keeps those of {Unit(kept.by).plural} over {kept.views} view(s)"
     return Decided(made, f"the tune part of {run}", other, fits)
+
+
+def keep(decided: Decided, run: Path) -> Decided:
+    """Write into the run what is to be kept, and return it saying so.
+
+    Raises `MachineError` where the run cannot be written and keeping was asked for; else it says that it was not kept.
+    """
+    from damcli.training import decisions
+
+    if decided.kept != TO_KEEP:
+        return decided
+    try:
+        decisions.write(run, decided.decisions)
+    except MachineError as problem:
+        if decided.must:
+            fix = "copy the run to where it can be kept, and name the copy"
+            raise MachineError(problem.what, where=problem.where, fix=fix) from problem
+        return replace(decided, kept=f"not kept: {problem.what}")
+    return replace(decided, kept="kept in the run now")
 
 
 def _kept_only(run: Path, asked: Asked, tta: int | None) -> Decided | None:

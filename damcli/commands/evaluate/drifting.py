@@ -63,13 +63,15 @@ class DriftResult:
 
     def rows(self) -> list[list[str]]:
         """Return the table, its cells in the order of `COLUMNS`."""
+        from damcli.report import tables
+
         return [
             [
                 f"score of {shift.name}" if shift.kind == "score" else f"pixels: {shift.name}",
                 f"{shift.before:.3g}",
-                f"{shift.now:.3g} ({_bound(shift.low)} to {_bound(shift.high)})",
+                f"{shift.now:.3g} ({_interval(shift)})",
                 f"{shift.distance:.3f}",
-                _p(shift.adjusted),
+                tables.p_value(shift.adjusted),
                 "yes" if shift.shifted else "no",
             ]
             for shift in self.shifts
@@ -267,13 +269,9 @@ def _rule() -> str:
     return f"p after Holm below {drift.ALPHA:g}, and a distance (Kolmogorov–Smirnov) of {drift.FAR:g} or more"
 
 
-def _bound(value: float) -> str:
-    return "n/a" if math.isnan(value) else f"{value:.3g}"
+def _interval(shift: Shift) -> str:
+    return "n/a: one scan" if math.isnan(shift.low) else f"{shift.low:.3g} to {shift.high:.3g}"
 
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from damcli.metrics.decisions import Decisions
     from damcli.metrics.operating import Measured
     from damcli.report.evaluation import Evaluation
-    from damcli.report.judgement import Method
+    from damcli.report.method import Method
 
 Part = dict[str, Any]
 Bins = dict[str, Mapping[str, Sequence["Bin"]]]
@@ -103,7 +103,8 @@ def calibration(
         if used == "isotonic":
             ties = ties_made(scores, ways[used].scores[:, k])
             notes.append(
-                f"isotonic calibration of {finding} makes ties of {ties} {raw.unit.plural}, which AUROC counts half"
+                f"isotonic calibration makes ties of {ties} {raw.unit.plural} for {finding}: the exported model's AUROC"
+                " will differ from this one"
             )
     return found, bins, notes
 
@@ -191,7 +192,7 @@ def subgroup(evaluation: Evaluation, method: Method, column: str) -> Part:
         "groups": [
             {
                 "group": name,
-                "scans": made.groups.count(name),
+                "units": made.groups.count(name),
                 "findings": {
                     finding: {
                         "positives": each.groups[place].positives,

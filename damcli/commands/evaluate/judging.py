@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from damcli.metrics.calibration import Calibration
     from damcli.report.evaluation import Evaluation
     from damcli.report.judgement import Judgement
-    from damcli.report.page import GalleryItem
+    from damcli.report.method import Method
 
 # With fewer numbers to draw than this the bootstrap takes a second, and no progress is shown.
 WORTH_SHOWING = 200_000_000
@@ -34,7 +34,10 @@ def judge(
     """Score what is to be evaluated, and return its figures as `asked` wants them.
 
     The other arguments are those of `subjects.evaluate`, which says what it raises; besides, `UsageError` and
-    `DataError` for what was asked and cannot be had. Writes nothing but what the tune part decided, into the run.
+    `DataError` for what was asked and cannot be had. What the tune part decided is written into the run, last of all.
+
+    The ranking is judged by the scores as they are; calibration bears on operating points and on what is said of
+    probabilities. So a run's AUROC does not depend on what it keeps.
     """
     from damcli.report import comparison
     from damcli.report import judgement as figures
@@ -46,36 +49,32 @@ def judge(
     asked = asked.named(scored.truth.findings)
     other = asked.against and _other(asked.against, on, scored, device, tta)
     decided = deciding.of(subject, on, kind, asked, device, tta)
-    raw = evaluation = reducing.at(scored, asked)
+    evaluation = reducing.at(scored, asked)
+    method = figures.Method.of(evaluation, asked.cluster, asked.draws, asked.seed)
+    judgement = figures.judge(evaluation, method, list(_tracked(figures.draws(evaluation, method), evaluation, method)))
     ways = {
         name: reducing.at(_calibrated(scored, fits), asked) for name, fits in (decided.fits if decided else {}).items()
     }
-    if decided and decided.decisions.calibration:
+    if decided:
         scored = _calibrated(scored, decided.decisions.calibration)
-        evaluation = reducing.at(scored, asked)
-    # Thresholds are those of a model's output, which is float32; the ranking is judged in float64.
+    # Thresholds are those of a model's output, which is calibrated and float32.
     as_output = reducing.at(replace(scored, scores=scored.scores.astype("float32")), asked)
-    method = figures.Method.of(evaluation, asked.cluster, asked.draws, asked.seed)
-    drawn = _tracked(figures.draws(evaluation, method), evaluation, method.draws)
-    judgement = replace(figures.judge(evaluation, method, list(drawn)), scored=scored)
-    calibration, reliability, said = further.calibration(raw, ways, method, decided)
+    calibration, reliability, said = further.calibration(evaluation, ways, method, decided)
     parts: dict[str, Any] = {
-        "decisions": decided and decided.document(),
         "operating": decided and further.operating(as_output, method, asked, decided.decisions),
         "calibration": calibration,
-        # Both as scored: a calibration of one alone would move units and make ties, which is no difference of networks.
-        "comparison": other and comparison.section(raw, reducing.at(other, asked), method),
+        "comparison": other and comparison.section(evaluation, reducing.at(other, asked), method),
         "readers": asked.readers and further.readers(evaluation, method, asked),
         "subgroups": [further.subgroup(evaluation, method, column) for column in asked.subgroups],
     }
+    pictures, of_pictures = gallery.gallery(scored, device) if asked.gallery else ((), ())
+    decided = decided and deciding.keep(decided, subject)
+    parts["decisions"] = decided and decided.document()
     for part in (parts["decisions"], parts["comparison"], parts["readers"], *parts["subgroups"]):
         said += part["notes"] if part else ()
-    if other and evaluation is not raw:
-        said.append("comparison: of the scores before calibration")
-    if decided and decided.decisions.calibration and decided.decisions.method == "isotonic":
+    if decided and decided.decisions.calibration:
         said.append(
-            f"all figures are of isotonic scores ({decided.kept}), whose ties change AUROCs and may narrow intervals:"
-            " --calibrate none takes them off"
+            f"thresholds are of the scores after {decided.decisions.method} calibration, all curves of those before"
         )
     if asked.prevalence and not parts["operating"]:
         said.append("--prevalence has no effect: there are no operating points")
@@ -83,12 +82,8 @@ def judge(
         said.append(
             "operating points and calibration were decided on some of these scans, so their figures flatter too"
         )
-    pictures: Sequence[GalleryItem] = ()
-    if asked.gallery:
-        pictures, of_pictures = gallery.gallery(scored, device)
-        said += of_pictures
-    sections = {name: part for name, part in parts.items() if part} | {"notes": said}
-    judgement = replace(judgement, sections=sections, reliability=reliability, gallery=pictures)
+    sections = {name: part for name, part in parts.items() if part} | {"notes": [*said, *of_pictures]}
+    judgement = replace(judgement, scored=scored, sections=sections, reliability=reliability, gallery=pictures)
     gates = [gate.result(judgement.document()) for gate in asked.gates]
     return replace(judgement, sections={**judgement.sections, "gates": gates})
 
@@ -132,8 +127,8 @@ def _other(path: Path, on: Path, scored: Evaluation, device: str, tta: int | Non
     return subjects.evaluate(path, on, split, device, tta if kind == "run" else None)
 
 
-def _tracked(parts: Iterable[Any], evaluation: Evaluation, draws: int) -> Iterable[Any]:
+def _tracked(parts: Iterable[Any], evaluation: Evaluation, method: Method) -> Iterable[Any]:
     """Show how far the bootstrap is, where it takes long."""
-    if evaluation.truth.values.size * draws < WORTH_SHOWING:
+    if evaluation.truth.values.size * method.draws < WORTH_SHOWING:
         return parts
-    return console.track((draw[None] for part in parts for draw in part), draws, "bootstrap", unit="draws")
+    return console.track((draw[None] for part in parts for draw in part), method.draws, "bootstrap", unit="draws")

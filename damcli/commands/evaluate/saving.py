@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from damcli.report.page import Extras
 
 
-def save(judgement: Judgement, folder: Path) -> None:
-    """Write into `folder` the scores of every scan, the pictures, the page and, last, `metrics.json`, each whole."""
+def save(judgement: Judgement, folder: Path) -> list[str]:
+    """Write the scores of every scan, the picture, the page and, last, `metrics.json`, each whole; return their names.
+
+    Scores are calibrated where that was decided: they are those that thresholds are of.
+    """
     from damcli.data import scores
     from damcli.report import flat, page, plots
 
@@ -32,6 +35,7 @@ def save(judgement: Judgement, folder: Path) -> None:
     page.write(folder / "report.html", document, judgement.curves(), _extras(judgement))
     files.write_text(folder / "metrics.csv", flat.text(document))
     files.write_json(folder / "metrics.json", document)
+    return ["metrics.csv", "metrics.json", "report.html", "roc.png", name]
 
 
 def _extras(judgement: Judgement) -> Extras:
