@@ -122,7 +122,9 @@ def test_no_figure_stands_without_its_interval_or_its_reason(example: Callable[.
             assert f"n/a: {each['why']}" in read.text
             continue
         plain = f"{tables.three(each['value'])} {tables.three(each['low'])}–{tables.three(each['high'])}"
-        signed = f"{tables.difference(each['value'])} {tables.difference(each['low'])} to {tables.difference(each['high'])}"
+        signed = (
+            f"{tables.difference(each['value'])} {tables.difference(each['low'])} to {tables.difference(each['high'])}"
+        )
         assert plain in read.text or signed in read.text
         shown += 1
     assert shown > 100
