@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from damcli.bundle.schema import INPUT, METADATA, OUTPUT, SCHEMA_VERSION, ModelInfo, check_findings
+from damcli.bundle.schema import INPUT, METADATA, OUTPUT, READABLE_VERSIONS, SCHEMA_VERSION, ModelInfo, check_findings
 from damcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def read(path: Path) -> tuple[bytes, ModelInfo]:
 def _info(text: str) -> ModelInfo:
     try:
         values = json.loads(text)
-        if isinstance(values, dict) and values.get("schema_version") != SCHEMA_VERSION:
+        if isinstance(values, dict) and values.get("schema_version") not in READABLE_VERSIONS:
             raise DataError(
                 f"the model's schema version {values.get('schema_version')!r} is unknown, this damcli reads"
                 f" {SCHEMA_VERSION}",

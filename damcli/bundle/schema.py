@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Literal
 
 from pydantic import Field
 
@@ -14,8 +15,11 @@ from damcli.errors import DataError
 from damcli.metrics.decisions import Decisions
 from damcli.metrics.drift import Reference
 
-SCHEMA_VERSION = 1
-INPUT, METADATA, OUTPUT = "images", "metadata", "scores"
+SCHEMA_VERSION = 2
+# Version 1 lacks fields that have a default here.
+READABLE_VERSIONS = (1, 2)
+INPUT, METADATA, OUTPUT, CAMS = "images", "metadata", "scores", "cams"
+Precision = Literal["fp32", "fp16"]
 # Columns of the table of scores that are no finding.
 RESERVED_COLUMNS = ("path", "status", "error")
 
@@ -43,15 +47,42 @@ class MemberInfo(Strict):
     size: int
     metadata: MemberMetadata | None = None
     views: int = Field(default=1, description="of a scan, its score being their mean: test-time augmentation")
+    weights: dict[str, float] = Field(default={}, description="by finding, in the mean over the members; 1 where none")
+
+
+class OpenVINOParity(Strict):
+    """How far OpenVINO's scores, in `precision`, are from ONNX Runtime's on the same scans; measured at export."""
+
+    version: str = Field(description="of the package openvino")
+    precision: str
+    max_difference: float
+    auroc_difference: float | None = Field(description="largest over the findings; None where no AUROC is defined")
 
 
 class Parity(Strict):
-    """How far ONNX Runtime's scores are from PyTorch's, measured on `scans` real scans at export."""
+    """How far ONNX Runtime's scores are from PyTorch's (fp32), measured on `scans` real scans at export."""
 
     scans: int
     max_difference: float
-    tolerance: float
+    tolerance: float | None = Field(description="of a score; None for fp16, which is judged by its AUROC")
     auroc_difference: float | None = Field(description="largest over the findings; None where no AUROC is defined")
+    forced: str = Field(default="", description="what --force let pass, in words")
+    openvino: OpenVINOParity | None = Field(default=None, description="None where it was not installed at export")
+
+
+class External(Strict):
+    """The weights of a model that is too large for one file: a second one, in the same folder."""
+
+    file: str = Field(description="its name, without a folder")
+    sha256: str
+    bytes: int
+
+
+class Cams(Strict):
+    """The size of the class activation maps that a model gives beside its scores."""
+
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
 
 
 class ModelInfo(Strict):
@@ -64,6 +95,11 @@ class ModelInfo(Strict):
     contract: Contract
     members: tuple[MemberInfo, ...]
     parity: Parity
+    precision: Precision = Field(default="fp32", description="of the networks' arithmetic")
+    licence: str = Field(default="", description="the terms of its use, as the exporter states them")
+    intended_use: str = Field(default="", description="as the exporter states it")
+    external: External | None = Field(default=None, description="where the weights are, if not in the model's own file")
+    cams: Cams | None = None
     decisions: Decisions | None = Field(
         default=None, description="the calibration that is in the graph, and thresholds of what comes out of it"
     )
