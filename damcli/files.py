@@ -137,25 +137,28 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; a second writer is refused with a `UsageError`.
+def only_writer(folder: Path, file: str | None = None) -> Iterator[None]:
+    """Hold `folder`, or its `file` alone, for this process; a second writer is refused with a `UsageError`.
 
     The lock is the operating system's, so that a killed process leaves none behind.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / ".lock")
+    held = folder / (".lock" if file is None else f".{file}.lock")
+    lock = FileLock(held)
     try:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
     except Timeout as error:
         raise UsageError(
-            "another damcli is writing into this folder", where=folder, fix="wait for it, or choose another with -o"
+            f"another damcli is writing {'into this folder' if file is None else 'this file'}",
+            where=folder / (file or ""),
+            fix="wait for it, or choose another with -o",
         ) from error
     try:
         yield
     finally:
         # Removed only while it is still ours, so that no second writer holds a file that is gone.
-        (folder / ".lock").unlink(missing_ok=True)
+        held.unlink(missing_ok=True)
         lock.release()

@@ -33,6 +33,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("DAMCLI_") and name != "DAMCLI_TEST_DATA":
             monkeypatch.delenv(name)
+    # So that no test makes one in that person's settings.
+    monkeypatch.setenv("DAMCLI_SECRET", "a secret of the tests")
 
 
 @pytest.fixture(scope="session")

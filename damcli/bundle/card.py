@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from damcli.bundle.schema import INPUT, METADATA, OUTPUT, ModelInfo
+from damcli.bundle import openvino
+from damcli.bundle.schema import CAMS, INPUT, METADATA, OUTPUT, ModelInfo
 
 
 def text(info: ModelInfo, name: str) -> str:
     """Return the card of the model file `name`."""
-    contract, parity = info.contract, info.parity
+    contract = info.contract
     kind = "grey" if contract.channels == 1 else "colour"
-    shift = "no finding had both classes" if parity.auroc_difference is None else f"{parity.auroc_difference:.2g}"
     members = "\n".join(
         f"| {m.run} | {m.recipe} | {m.backbone} | {m.size} | {m.views} | {m.loss} | {m.seed} | {', '.join(m.findings)} "
         f"| {_short(m.dataset)} | {_short(m.weights_sha256)} | {_short(m.started_from)} |"
@@ -36,13 +36,14 @@ Scores medical images for {len(info.findings)} finding(s): {", ".join(info.findi
 Made by damcli {info.damcli} on {info.created}, by Deep AUC Maximization or a loss it is compared with (see Members).
 
     damcli predict SCANS --model {name} --export csv
-
+{_second_file(info)}
 ## Input and output
 - `{INPUT}`: uint8 (N, {contract.size}, {contract.size}, {contract.channels}), any N; {kind} scans decoded by contract
   version {contract.version} (fit: {contract.fit}), which `damcli predict` does: other decoding gives other scores.
 {metadata}\
 - `{OUTPUT}`: float32 (N, {len(info.findings)}), one column per finding in the order above, in [0, 1]. With several
-  members a finding's score is the mean over the members that have it.
+  members a finding's score is the mean over the members that have it{_weights(info)}.
+{_maps(info)}\
 - Scaling, grey to three channels, normalisation and each member's resizing are inside the file.
 {views}
 ## Members
@@ -54,22 +55,95 @@ Made by damcli {info.damcli} on {info.created}, by Deep AUC Maximization or a lo
 weights that training began with. The model's metadata hold them whole.)
 
 ## Agreement with PyTorch
-On {parity.scans} real scans at export: largest difference of a score {parity.max_difference:.2g} (allowed: \
-{parity.tolerance:g}), largest difference of an AUROC: {shift}.
-
+{_agreement(info)}
 ## Operating points
 {_points(info)}
 ## Use and limits
-- Intended for research, for ranking scans, and for validation on data of the place where it would be used.
+- {_intended(info)}
 {_calibration(info)}
 - Expect other results on other scanners, other patients and other views than those trained on. Measure before use:
   `damcli evaluate {name} DATASET`.{_drift(info, name)}
 - It is no medical device and was not assessed as one. It must not decide about a patient.
 
 ## Licence
-damcli (Apache-2.0) puts no terms on this model. Those of the scans it was trained on and of any weights that training
-started from apply; whoever passes it on states them here.
+{_licence(info)}
 """
+
+
+def _second_file(info: ModelInfo) -> str:
+    if info.external is None:
+        return ""
+    return f"""
+Its weights are in a second file, `{info.external.file}` ({info.external.bytes / 1e9:.1f} GB). Move, copy and
+pass on both together, into one folder; the second one must keep its name.
+"""
+
+
+def _weights(info: ModelInfo) -> str:
+    """Say what the members weigh in the mean, where not all weigh the same."""
+    weights = [
+        f"{', '.join(f'{finding} {weight:g}' for finding, weight in member.weights.items())} in {member.run}"
+        for member in info.members
+        if member.weights
+    ]
+    return f", weighted: {'; '.join(weights)}; 1 where nothing is said" if weights else ""
+
+
+def _maps(info: ModelInfo) -> str:
+    if info.cams is None:
+        return ""
+    shape = f"(N, {len(info.findings)}, {info.cams.height}, {info.cams.width})"
+    return f"""- `{CAMS}`: float32 {shape}, class activation maps: what each place of a scan adds to a finding
+  before the sigmoid; mean over the members as for the score. They show what the network looks at, not where a disease
+  is. `damcli predict --heatmaps FOLDER` draws them over the scans.
+"""
+
+
+def _agreement(info: ModelInfo) -> str:
+    """Say how far ONNX Runtime's scores are from PyTorch's, and OpenVINO's from those."""
+    parity = info.parity
+    allowed = "" if parity.tolerance is None else f" (allowed: {parity.tolerance:g})"
+    lines = [
+        f"On {parity.scans} real scans at export: largest difference of a score {parity.max_difference:.2g}{allowed},"
+        f" largest difference of an AUROC: {_shift(parity.auroc_difference)}."
+    ]
+    if info.precision == "fp16":
+        lines.append(
+            "The networks compute in half precision (fp16), PyTorch did in full: scores differ a little, what counts is"
+            " that their order stays."
+        )
+    if parity.forced:
+        lines.append(f"**Exported by `--force`, although: {parity.forced}.** Measure it before use.")
+    if found := parity.openvino:
+        reason = openvino.refusal(parity)
+        lines.append(
+            f"OpenVINO {found.version} in {found.precision} beside ONNX Runtime, on the same scans: largest difference"
+            f" of a score {found.max_difference:.2g}, of an AUROC: {_shift(found.auroc_difference)}. So"
+            f" `damcli predict --device openvino` {f'refuses this model: {reason}' if reason else 'takes this model'}."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _shift(difference: float | None) -> str:
+    return "no finding had both classes" if difference is None else f"{difference:.2g}"
+
+
+def _intended(info: ModelInfo) -> str:
+    if info.intended_use:
+        return f"Intended use, as stated at export: {_line(info.intended_use)}"
+    return "Intended for research, for ranking scans, and for validation on data of the place where it would be used."
+
+
+def _licence(info: ModelInfo) -> str:
+    terms = f"As stated at export: {_line(info.licence)}\n\n" if info.licence else ""
+    rest = "." if info.licence else "; whoever passes it on states them here."
+    return f"""{terms}damcli (Apache-2.0) puts no terms on this model. Those of the scans it was trained on and of any
+weights that training started from apply{rest}"""
+
+
+def _line(text: str) -> str:
+    """Return a text of the user's as one line, so that it cannot begin a heading or a table."""
+    return " ".join(text.split())
 
 
 def _calibration(info: ModelInfo) -> str:

@@ -1,84 +1,163 @@
-"""Decoding and scoring at the same time: processes decode while threads score batches. Memory stays flat."""
+"""Decoding and scoring at the same time: processes decode into shared memory while threads score. Memory stays flat.
+
+Inputs are taken in lots of `batch`, always the same ones, whatever fails in them: the batches that are scored, and so
+the last bits of the scores, are a function of the inputs alone, and a run that was killed repeats them.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
-from typing import cast
+from queue import SimpleQueue
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from damcli.bundle.runtime import Model
+from damcli.bundle.runtime import Model, OutOfMemory, Output
 from damcli.bundle.table import Row
-from damcli.data.workers import Decoded, decode
+from damcli.data.archives import Place, Refused
+from damcli.data.inputs import Input
+from damcli.data.workers import Decoded, Lot, batches
+from damcli.errors import MachineError
 
-# Large enough for the overhead of a call, small enough for the processor's cache.
-BATCH = 8
+# What is done with a scan that was scored: its input, its pixels (H, W[, 3]) and its maps (K, h, w).
+Draw = Callable[[Input, NDArray[np.uint8], NDArray[np.float32]], None]
+# The patient and the study of a scan, from what the decoder found in its header.
+Whose = Callable[[Input, Decoded], tuple[str, str]]
 
 
-def predict(
-    model: Model,
-    scans: Iterable[tuple[str, Path]],
-    *,
-    workers: int,
-    batch: int = BATCH,
-    streams: int = 1,
-    metadata: Mapping[str, np.ndarray] | None = None,
-) -> Iterator[Row]:
-    """Yield a row for every scan, in order: `workers` processes decode while `streams` threads score batches.
+class Scored(NamedTuple):
+    """The inputs of a lot, and a row for each of them."""
 
-    `metadata` holds, by the scan's name, its row (width,) of `model.info.encoding`; of a scan without one all is
-    missing.
+    inputs: list[Input]
+    rows: list[Row]
+
+
+class Pipeline:
+    """A model at work: `streams` threads on each of its devices, `workers` processes that decode.
+
+    `batch` inputs are taken at a time. Where that many images do not fit into memory they are scored in pieces from
+    then on: `most` is how many at a time. `metadata` holds, by a scan's name, its row (width,) of
+    `model.info.encoding`; of a scan without one all is missing. `whose` is asked for the ids of every scan that was
+    decoded, `draw` is given every scan that was scored, from any thread, before its row is yielded.
     """
-    names: deque[str] = deque()
 
-    def files() -> Iterator[Path]:
-        for name, file in scans:
-            names.append(name)
-            yield file
+    def __init__(
+        self,
+        model: Model,
+        *,
+        workers: int,
+        batch: int,
+        streams: int = 1,
+        metadata: Mapping[str, NDArray[np.float32]] | None = None,
+        whose: Whose | None = None,
+        draw: Draw | None = None,
+    ) -> None:
+        self.model, self.workers, self.batch = model, workers, batch
+        self.metadata, self.whose, self.draw = metadata, whose, draw
+        self.most = batch
+        self.threads = model.devices * streams
+        self.free: SimpleQueue[int] = SimpleQueue()
+        for _ in range(streams):
+            for device in range(model.devices):
+                self.free.put(device)
 
-    pending: deque[Future[list[Row]]] = deque()
-    decoder = cast(Generator[Decoded, None, None], decode(files(), model.info.contract, workers))
-    with closing(decoder) as decoded, ThreadPoolExecutor(streams) as pool:
-        for group in _groups(((names.popleft(), scan) for scan in decoded), batch):
-            pending.append(pool.submit(_score, model, group, metadata))
-            # One batch waits for each stream, so that none is idle while the next ones are collected.
-            if len(pending) > 2 * streams:
-                yield from pending.popleft().result()
-        for future in pending:
-            yield from future.result()
+    def rows(self, inputs: Iterable[Input]) -> Iterator[Scored]:
+        """Yield the lots in order, each with a row for every input.
 
+        Raises `MachineError` where not even one scan fits into memory, or processes cannot start.
+        """
+        taken: deque[Input] = deque()
 
-def _groups(decoded: Iterable[tuple[str, Decoded]], batch: int) -> Iterator[list[tuple[str, Decoded]]]:
-    """Yield runs of scans with `batch` images to score each; fewer where many could not be decoded."""
-    group: list[tuple[str, Decoded]] = []
-    images = 0
-    for name, scan in decoded:
-        group.append((name, scan))
-        images += scan.pixels is not None
-        if images == batch or len(group) == 16 * batch:
-            yield group
-            group, images = [], 0
-    if group:
-        yield group
+        def places() -> Iterator[Place | Refused]:
+            for one in inputs:
+                taken.append(one)
+                yield one.source
 
+        # One lot waits for each thread, so that none is idle while the next ones are decoded.
+        waiting = 2 * self.threads
+        pending: deque[Future[Scored]] = deque()
+        lots = batches(
+            places(), self.model.info.contract, self.workers, self.batch, ids=self.whose is not None, ahead=waiting + 2
+        )
+        with closing(lots), ThreadPoolExecutor(self.threads) as pool:
+            try:
+                for lot in lots:
+                    pending.append(pool.submit(self._score, [taken.popleft() for _ in lot.scans], lot))
+                    if len(pending) > waiting:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
 
-def _score(model: Model, group: list[tuple[str, Decoded]], metadata: Mapping[str, np.ndarray] | None) -> list[Row]:
-    images = [scan.pixels for _, scan in group if scan.pixels is not None]
-    rows = None
-    if images and metadata is not None and (encoding := model.info.encoding) is not None:
+    def _score(self, inputs: list[Input], lot: Lot) -> Scored:
+        decoded = [one for one, scan in zip(inputs, lot.scans, strict=True) if scan.status == "ok"]
+        device = self.free.get()
+        try:
+            found = iter(self._outputs(lot.images, self._metadata(decoded), device))
+        finally:
+            self.free.put(device)
+        images = iter(lot.images)
+        rows = []
+        for one, scan in zip(inputs, lot.scans, strict=True):
+            patient, study = self.whose(one, scan) if self.whose else ("", "")
+            row = Row(one.name, scan.status, scan.reason, None, patient=patient, study=study)
+            if scan.status == "ok":
+                row = self._row(row, one, next(images), *next(found))
+            rows.append(row)
+        lot.release()
+        return Scored(inputs, rows)
+
+    def _row(
+        self,
+        row: Row,
+        one: Input,
+        pixels: NDArray[np.uint8],
+        scores: NDArray[np.float32],
+        cams: NDArray[np.float32] | None,
+    ) -> Row:
+        if not np.isfinite(scores).all():
+            return row._replace(status="failed", error="the model gave a score that is no number")
+        if self.draw and cams is not None:
+            self.draw(one, pixels, cams)
+        return row._replace(error="", scores=scores, remark=row.error)
+
+    def _metadata(self, decoded: Sequence[Input]) -> NDArray[np.float32] | None:
+        encoding = self.model.info.encoding
+        if encoding is None or self.metadata is None:
+            return None
         nothing = encoding.nothing
-        rows = np.stack([metadata.get(name, nothing) for name, scan in group if scan.pixels is not None])
-    scores = iter(model.score(np.stack(images), rows) if images else [])
-    rows = []
-    for name, scan in group:
-        if scan.pixels is None:
-            rows.append(Row(name, scan.status, scan.reason, None))
-        elif np.isfinite(found := next(scores)).all():
-            rows.append(Row(name, "ok", "", found, scan.reason))
-        else:
-            rows.append(Row(name, "failed", "the model gave a score that is no number", None))
-    return rows
+        rows = [self.metadata.get(one.name, nothing) for one in decoded]
+        return np.array(rows, np.float32).reshape(len(rows), encoding.width)
+
+    def _outputs(
+        self, images: NDArray[np.uint8], metadata: NDArray[np.float32] | None, device: int
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
+        """Return the scores and maps of every image, scored in pieces as large as memory allows."""
+        start = 0
+        pieces: list[Output] = []
+        while start < len(images):
+            piece = slice(start, min(start + self.most, len(images)))
+            try:
+                own = None if metadata is None else metadata[piece]
+                pieces.append(self.model.run(images[piece], own, device, cams=self.draw is not None))
+            except OutOfMemory as error:
+                size = piece.stop - piece.start
+                if size == 1:
+                    raise MachineError(
+                        "there is not enough memory to score even one scan at a time",
+                        fix="free some memory; on a GPU: --device cpu",
+                    ) from error
+                self.most = min(self.most, size // 2)
+                continue
+            start = piece.stop
+        return [
+            (scores, None if output.cams is None else output.cams[row])
+            for output in pieces
+            for row, scores in enumerate(output.scores)
+        ]

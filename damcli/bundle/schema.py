@@ -67,7 +67,8 @@ class Parity(Strict):
     tolerance: float | None = Field(description="of a score; None for fp16, which is judged by its AUROC")
     auroc_difference: float | None = Field(description="largest over the findings; None where no AUROC is defined")
     forced: str = Field(default="", description="what --force let pass, in words")
-    openvino: OpenVINOParity | None = Field(default=None, description="None where it was not installed at export")
+    openvino: OpenVINOParity | None = None
+    openvino_note: str = Field(default="", description="why OpenVINO was not measured at export, in words")
 
 
 class External(Strict):

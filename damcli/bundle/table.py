@@ -1,58 +1,141 @@
 """The table of scores on disk: one row per input, written as the rows come, as CSV, JSON, JSON lines or Parquet.
 
-Columns: `path`, `status` (ok, failed, skipped), `error`, then one per finding; the scores of a row that is not ok are
-empty (null). Text is UTF-8: a file name that is none has its odd bytes written as `\\udcff` and the like.
+Columns: `path` (or `study`, `patient`), `status` (ok, failed, skipped), `error`, then one per finding, and behind them
+what `Columns` adds; the scores of a row that is not ok are empty (null). A score is written as the shortest number
+that is read back as the same float32. Text is UTF-8: a file name that is none has its odd bytes written as `\\udcff`
+and the like. In CSV, text that a spreadsheet would take for a formula has a quote before it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from damcli import files
-from damcli.bundle.schema import RESERVED_COLUMNS
-
-Writer = Callable[[IO[bytes], Sequence[str], Iterable["Row"]], None]
+from damcli.errors import DataError
 
 
 class Row(NamedTuple):
     """One input: `scores` is float32 (findings,) where `status` is ok, else None, and `error` says why.
 
-    `remark` is what is remarkable of a scan that is ok; it stays out of the table.
+    `remark` is what is remarkable of a scan that is ok; it stays out of the table. `patient` and `study` are "" where
+    not known. Where the row is of a study or patient, `path` is its key, and `scans` and `failed` count its scans.
     """
 
     path: str
     status: str
     error: str
-    scores: np.ndarray | None
+    scores: NDArray[np.float32] | None
     remark: str = ""
+    patient: str = ""
+    study: str = ""
+    scans: int = 1
+    failed: int = 0
 
 
-def write(path: Path | None, form: str, findings: Sequence[str], rows: Iterable[Row]) -> None:
-    """Write the rows to `path` whole or not at all (None: to stdout as they come); `form` is a key of `WRITERS`."""
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table, in order: `key`, status, error, the findings, then what is asked for.
+
+    `thresholds`, by finding, add `<finding>:positive` (score >= threshold: 1 or 0 in CSV, else true or false); `ids`
+    add `patient` and `study`; `counts` adds `scans` and `scans_failed`. Raises `DataError` where two columns would
+    have one name.
+
+    >>> Columns(("Edema", "Mass"), thresholds={"Mass": 0.5}, ids=("patient",)).names
+    ('path', 'status', 'error', 'Edema', 'Mass', 'Mass:positive', 'patient')
+    """
+
+    findings: tuple[str, ...]
+    key: Literal["path", "study", "patient"] = "path"
+    thresholds: Mapping[str, float] | None = None
+    ids: tuple[str, ...] = ()
+    counts: bool = False
+
+    def __post_init__(self) -> None:
+        others = set(self.names) - set(self.findings)
+        taken = [name for name in self.findings if name.lower() in others]
+        taken += [name for name, times in Counter(self.names).items() if times > 1]
+        if taken:
+            raise DataError(f"two columns of the table of scores would be called {taken[0]!r}")
+
+    @property
+    def typed(self) -> list[tuple[str, type]]:
+        """The names of all columns and what their cells are; a cell may also be empty."""
+        positives = ((f"{finding}:positive", bool) for finding in self._called)
+        counts = (("scans", int), ("scans_failed", int)) if self.counts else ()
+        texts, ids = ((name, str) for name in (self.key, "status", "error")), ((name, str) for name in self.ids)
+        return [*texts, *((finding, float) for finding in self.findings), *positives, *ids, *counts]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all columns."""
+        return tuple(name for name, _ in self.typed)
+
+    def cells(self, row: Row) -> list[str | float | bool | None]:
+        """Return a row's cells, one per column; None where empty."""
+        scores: list[float | None] = [None] * len(self.findings)
+        positives: list[bool | None] = [None] * len(self._called)
+        if row.scores is not None:
+            # str() of a float32 is its shortest exact form; float() of the float32 itself would show 17 digits.
+            scores = [float(str(score)) for score in row.scores]
+            exact = dict(zip(self.findings, row.scores.tolist(), strict=True))
+            positives = [exact[finding] >= threshold for finding, threshold in self._called.items()]
+        ids = [_utf8(getattr(row, name)) or None for name in self.ids]
+        counts = [row.scans, row.failed] if self.counts else []
+        return [_utf8(row.path), row.status, _utf8(row.error) or None, *scores, *positives, *ids, *counts]
+
+    @property
+    def _called(self) -> dict[str, float]:
+        """The thresholds, in the order of the findings."""
+        given = self.thresholds or {}
+        return {finding: given[finding] for finding in self.findings if finding in given}
+
+
+def write(path: Path | None, form: str, columns: Columns, rows: Iterable[Row]) -> None:
+    """Write the rows to `path` whole or not at all; `form` is a key of `FORMS`.
+
+    None writes to stdout, every row as it comes (Parquet: when all are there).
+    """
+    pieces = FORMS[form](columns, rows)
     if path is None:
-        WRITERS[form](sys.stdout.buffer, findings, rows)
-        sys.stdout.buffer.flush()
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
         return
     with files.replacing(path) as draft, draft.open("wb") as file:
-        WRITERS[form](file, findings, rows)
+        file.writelines(pieces)
 
 
-def _csv(file: IO[bytes], findings: Sequence[str], rows: Iterable[Row]) -> None:
-    with _text(file) as text:
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow([*RESERVED_COLUMNS, *map(_harmless, findings)])
-        for row in rows:
-            scores = [""] * len(findings) if row.scores is None else map(str, row.scores)
-            lines.writerow([_harmless(_utf8(row.path)), row.status, _harmless(_utf8(row.error)), *scores])
+def _csv(columns: Columns, rows: Iterable[Row]) -> Iterator[bytes]:
+    # It quotes the characters of its line end alone: so that a return is quoted too, which some readers take for one.
+    writer = csv.writer(_Given(), lineterminator="\r\n")
+    for cells in chain([columns.names], map(columns.cells, rows)):
+        line: str = writer.writerow(map(_cell, cells))
+        yield line.removesuffix("\r\n").encode() + b"\n"
+
+
+class _Given:
+    """A file for `csv.writer`, whose `writerow` returns what this `write` does."""
+
+    def write(self, line: str) -> str:
+        return line
+
+
+def _cell(cell: str | float | bool | None) -> str | float | None:
+    if isinstance(cell, bool):
+        return int(cell)
+    return _harmless(cell) if isinstance(cell, str) else cell
 
 
 def _harmless(text: str) -> str:
@@ -64,25 +147,36 @@ def _harmless(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
-def _json_lines(file: IO[bytes], findings: Sequence[str], rows: Iterable[Row]) -> None:
-    for document in _documents(findings, rows):
-        file.write(document + b"\n")
-
-
-def _json(file: IO[bytes], findings: Sequence[str], rows: Iterable[Row]) -> None:
-    file.write(b"[")
-    for number, document in enumerate(_documents(findings, rows)):
-        file.write((b",\n" if number else b"\n") + document)
-    file.write(b"\n]\n")
-
-
-def _documents(findings: Sequence[str], rows: Iterable[Row]) -> Iterator[bytes]:
+def _json_lines(columns: Columns, rows: Iterable[Row]) -> Iterator[bytes]:
+    names = columns.names
     for row in rows:
-        # str() of a float32 is its shortest exact form; float() of the float32 itself would show 17 digits.
-        scores = [None] * len(findings) if row.scores is None else [float(str(score)) for score in row.scores]
-        columns = [_utf8(row.path), row.status, _utf8(row.error) or None, *scores]
-        document = dict(zip([*RESERVED_COLUMNS, *findings], columns, strict=True))
-        yield json.dumps(document, ensure_ascii=False).encode()
+        document = dict(zip(names, columns.cells(row), strict=True))
+        yield json.dumps(document, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _json(columns: Columns, rows: Iterable[Row]) -> Iterator[bytes]:
+    separator = b"[\n"
+    for line in _json_lines(columns, rows):
+        yield separator + line.removesuffix(b"\n")
+        separator = b",\n"
+    yield b"\n]\n" if separator == b",\n" else b"[\n]\n"
+
+
+def _parquet(columns: Columns, rows: Iterable[Row]) -> Iterator[bytes]:
+    import tempfile
+
+    import polars as pl
+
+    types = {str: pl.String, float: pl.Float32, bool: pl.Boolean, int: pl.UInt32}
+    schema = {name: types[cell] for name, cell in columns.typed}
+    # Parquet is written by column: the rows lie on disk until all are there, so that memory stays flat.
+    with tempfile.TemporaryDirectory() as folder:
+        spool, table = Path(folder, "rows.jsonl"), Path(folder, "table.parquet")
+        with spool.open("wb") as file:
+            file.writelines(_json_lines(columns, rows))
+        pl.scan_ndjson(spool, schema=schema).sink_parquet(table)
+        with table.open("rb") as file:
+            yield from iter(partial(file.read, 1 << 20), b"")
 
 
 def _utf8(text: str) -> str:
@@ -94,27 +188,9 @@ def _utf8(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _parquet(file: IO[bytes], findings: Sequence[str], rows: Iterable[Row]) -> None:
-    import tempfile
-
-    import polars as pl
-
-    schema = dict.fromkeys(RESERVED_COLUMNS, pl.String) | dict.fromkeys(findings, pl.Float32)
-    # Parquet is written by column: the rows lie on disk until all are there, so that memory stays flat.
-    with tempfile.NamedTemporaryFile(suffix=".jsonl") as spool:
-        _json_lines(spool, findings, rows)
-        spool.flush()
-        pl.scan_ndjson(spool.name, schema=schema).sink_parquet(file)
-
-
-@contextlib.contextmanager
-def _text(file: IO[bytes]) -> Iterator[IO[str]]:
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-    try:
-        yield text
-    finally:
-        text.flush()
-        text.detach()
-
-
-WRITERS: dict[str, Writer] = {"csv": _csv, "json": _json, "jsonl": _json_lines, "parquet": _parquet}
+FORMS: dict[str, Callable[[Columns, Iterable[Row]], Iterator[bytes]]] = {
+    "csv": _csv,
+    "json": _json,
+    "jsonl": _json_lines,
+    "parquet": _parquet,
+}

@@ -141,6 +141,9 @@ def _scores(
                 yield member, run, taken, scores
             member.network.to("cpu")
 
+    def weights(member: Member) -> npt.NDArray[np.float64]:
+        return np.array([member.weights.get(finding, 1.0) for finding in member.findings])
+
     where = {row: number for number, row in enumerate(rows.tolist())}
     mixtures = {run.path: metadata.load(run.path, run.recipe) for run in runs}
     total = len(members) * scoring.batches_of(len(rows))
@@ -148,9 +151,9 @@ def _scores(
         mixture = mixtures[run.path]
         mixed = mixture.mixed(scores, dataset, taken) if mixture else scores
         columns = [findings.index(finding) for finding in member.findings]
-        sums[np.ix_([where[row] for row in taken.tolist()], columns)] += mixed
+        sums[np.ix_([where[row] for row in taken.tolist()], columns)] += mixed * weights(member)
     for member in members:
-        voters[[findings.index(finding) for finding in member.findings]] += 1
+        voters[[findings.index(finding) for finding in member.findings]] += weights(member)
     return sums / voters
 
 

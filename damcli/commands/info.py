@@ -48,9 +48,15 @@ def _torch() -> Iterator[tuple[str, str]]:
 def _onnxruntime() -> Iterator[tuple[str, str]]:
     import onnxruntime
 
+    from damcli.bundle import openvino, providers
+
     yield "onnxruntime", onnxruntime.__version__
-    # The list names what was built in, not what works here: only an open session tells (see predict's last line).
+    # The list names what was built in, not what works here: only a session that was started tells.
     yield "providers built in", ", ".join(onnxruntime.get_available_providers())
+    yield "prediction runs on", providers.tried()
+    yield "TensorRT", _version("tensorrt") or "not installed: --device tensorrt needs pip install tensorrt"
+    found = f"{_version('openvino')}, {openvino.precision()} here" if openvino.installed() else ""
+    yield "openvino", found or "not installed: pip install 'damcli[openvino]' predicts faster on a CPU"
     packages = [name for name in ("onnxruntime", "onnxruntime-gpu") if _version(name)]
     if len(packages) == 2:
         yield (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ Json = Annotated[bool, typer.Option("--json", help="The result as one JSON docum
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, write nothing.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random draw.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+ScoringDevice = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, tensorrt or openvino.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.")]
 
 
@@ -26,8 +28,12 @@ def apply(quiet: bool = False, verbose: bool = False, json: bool = False) -> Non
     state.quiet, state.verbose, state.json = quiet, verbose, json
 
 
-def check_device(device: str) -> str:
-    """Return `device` if it is one we know. Raises `UsageError` otherwise."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"there is no device {device!r}", where="--device", fix="choose auto, cpu or cuda")
+def check_device(device: str, known: Sequence[str] = ("auto", "cpu", "cuda")) -> str:
+    """Return `device` if it is one of `known`: what trains, or `bundle.runtime.DEVICES`, what a model scores on.
+
+    Raises `UsageError` otherwise.
+    """
+    if device not in known:
+        choices = f"{', '.join(known[:-1])} or {known[-1]}"
+        raise UsageError(f"there is no device {device!r}", where="--device", fix=f"choose {choices}")
     return device

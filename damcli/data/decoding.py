@@ -1,64 +1,84 @@
-"""One scan decoded whatever it holds, and the process that does nothing else: the far end of `damcli.data.workers`."""
+"""One scan decoded whatever it holds, and the process that does nothing else: the far end of `damcli.data.feeding`."""
 
 from __future__ import annotations
 
 import json
 import os
-import struct
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from damcli.data.images import Contract, NotAnImage, read_noted
+from damcli.data import ring
+from damcli.data.archives import Place
+from damcli.data.images import Contract, NotAnImage, NotShown, read
 from damcli.errors import DataError
 
 Status = Literal["ok", "failed", "skipped"]
-Result = tuple[NDArray[np.uint8] | None, Status, str]
 
-PIPE_BYTES = 2**20
 # Of a worker, all told. The 60 megapixels of the largest detectors take half of it, with 16 bits.
 MEMORY_LIMIT = 2**30
-# What a worker writes: READY once, then for each scan a status and two lengths of what follows: the pixels, and in
-# UTF-8 the reason or what is remarkable.
-READY = b"r"
-REPLY = struct.Struct("<cII")
-STATUS: dict[bytes, Status] = {b"o": "ok", b"f": "failed", b"s": "skipped"}
+# What a worker writes first. Then it answers each task with a line.
+READY = b"ready\n"
 
 
-def attempt(path: Path, contract: Contract) -> Result:
-    """Return (pixels, "ok", what is remarkable or ""), or None with "skipped" or "failed" and the reason.
+class Result(NamedTuple):
+    """What became of a scan: `pixels` where `status` is ok, with what is remarkable or "", else None and the reason."""
 
-    "skipped" is what is no image by its content.
+    pixels: NDArray[np.uint8] | None
+    status: Status
+    reason: str
+    patient: str = ""
+    study: str = ""
 
-    >>> attempt(Path("nowhere.dcm"), Contract(size=8, channels=1))
+
+def attempt(place: Path | Place, contract: Contract, ids: bool = False) -> Result:
+    """Decode a scan, and say what is wrong with it where that fails; "skipped" is what is no image by its content.
+
+    With `ids`, the result says whose scan it is by its DICOM header, also where its image cannot be shown.
+
+    >>> attempt(Path("nowhere.dcm"), Contract(size=8, channels=1))[:3]
     (None, 'failed', 'the file cannot be read: No such file or directory')
     """
     try:
-        pixels, remark = read_noted(path, contract)
-        return pixels, "ok", remark
+        scan = read(place, contract)
+        return Result(scan.pixels, "ok", scan.remark, *(scan[2:] if ids else ()))
+    except NotShown as error:
+        return Result(None, "failed", error.what, *((error.patient, error.study) if ids else ()))
     except NotAnImage as error:
-        return None, "skipped", error.what
+        return Result(None, "skipped", error.what)
     except DataError as error:
-        return None, "failed", error.what
+        return Result(None, "failed", error.what)
     except MemoryError:
-        return None, "failed", f"decoding it takes more than {MEMORY_LIMIT >> 30} GiB of memory"
+        return Result(None, "failed", f"decoding it takes more than {MEMORY_LIMIT >> 30} GiB of memory")
     except Exception as error:  # what no one foresaw in one scan must not end a run of a million
-        return None, "failed", f"the decoder failed ({type(error).__name__})"
+        return Result(None, "failed", f"the decoder failed ({type(error).__name__})")
 
 
-def serve(contract_json: str) -> None:
-    """Be a worker process: read paths from stdin, one JSON text a line, and write replies to stdout, until it ends."""
-    replies = os.fdopen(os.dup(1), "wb", PIPE_BYTES)
+def task(slot: int, place: Path | Place) -> tuple[bytes, bytes]:
+    """Return a task for `serve`: a line, and the bytes to send behind it."""
+    path, member, extent, content = place if isinstance(place, Place) else Place(place)
+    length = None if content is None else len(content)
+    return json.dumps([slot, str(path), member, extent, length]).encode() + b"\n", content or b""
+
+
+def serve(contract_json: str, memory: int, ids: bool) -> None:
+    """Be a worker process until stdin ends: read tasks there, put images into `memory`, answer each on stdout.
+
+    An answer is a line of JSON: status, reason, patient, study. When it is there, so is the image.
+    """
+    replies = os.fdopen(os.dup(1), "wb")
     silence = os.open(os.devnull, os.O_WRONLY)
     # From here on no decoder's note can get among the replies …
     os.dup2(silence, 1)
     contract = Contract.model_validate_json(contract_json)
     cv2.setNumThreads(1)
+    _end_with_parent()
     _limit_memory()
     # … and none can reach the terminal, while what kept this process from starting was still seen.
     os.dup2(silence, 2)
@@ -66,13 +86,30 @@ def serve(contract_json: str) -> None:
         replies.write(READY)
         replies.flush()
         for line in sys.stdin.buffer:
-            pixels, status, reason = attempt(Path(json.loads(line)), contract)
-            data = b"" if pixels is None else pixels.data.cast("B")
-            text = reason.encode()
-            replies.write(REPLY.pack(status[:1].encode(), len(data), len(text)))
-            replies.write(data)
-            replies.write(text)
+            replies.write(json.dumps(_done(line, sys.stdin.buffer, contract, memory, ids)).encode() + b"\n")
             replies.flush()
+
+
+def _done(line: bytes, tasks: IO[bytes], contract: Contract, memory: int, ids: bool) -> tuple[str, ...]:
+    slot, path, member, extent, length = json.loads(line)
+    content = None if length is None else tasks.read(length)
+    place = Place(Path(path), member, extent and tuple(extent), content)
+    pixels, *said = attempt(place, contract, ids)
+    if pixels is not None:
+        ring.put(memory, slot, pixels)
+    return tuple(said)
+
+
+def _end_with_parent() -> None:
+    """Let Linux end this process when the one that started it is killed, also while a decoder hangs.
+
+    Elsewhere it ends when it next reads a task.
+    """
+    with suppress(ImportError, OSError, AttributeError):
+        import ctypes
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _limit_memory() -> None:

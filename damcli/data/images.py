@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 import re
-import stat
 import struct
+import warnings
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -19,13 +20,18 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from damcli.config import Strict
-from damcli.data import pictures
+from damcli.data import archives, pictures
+from damcli.data.archives import Place
 from damcli.dicom import NotAnImage
 from damcli.errors import DataError
 
-__all__ = ["Contract", "NotAnImage", "read_noted", "read_scan", "region", "resize"]
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
-FILE_LIMIT = 2**31
+__all__ = ["Contract", "NotAnImage", "NotShown", "Scan", "read", "read_scan", "region", "resize"]
+
+# Characters of an identifier that are kept; PS3.5 6.2 allows 64.
+ID_LIMIT = 256
 KINDS = {
     "JPEG": rb"\xff\xd8\xff",
     "PNG": rb"\x89PNG\r\n\x1a\n",
@@ -73,6 +79,32 @@ class Contract(Strict):
     frame: int | None = Field(default=None, ge=0)
     film: Literal["grey", "density"] = "grey"
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a scan: (size, size), or (size, size, 3)."""
+        return (self.size, self.size) if self.channels == 1 else (self.size, self.size, 3)
+
+
+class NotShown(DataError):  # noqa: N818
+    """A DICOM image that cannot be shown, while its header says whose it is: `patient` and `study` as in `Scan`."""
+
+    def __init__(self, what: str, patient: str, study: str) -> None:
+        super().__init__(what)
+        self.patient, self.study = patient, study
+
+
+class Scan(NamedTuple):
+    """A scan as a model sees it.
+
+    `remark` says what is remarkable of it, "" mostly; `patient` and `study` are PatientID and StudyInstanceUID of a
+    DICOM header, "" where there is none.
+    """
+
+    pixels: NDArray[np.uint8]
+    remark: str = ""
+    patient: str = ""
+    study: str = ""
+
 
 def read_scan(path: Path, contract: Contract) -> NDArray[np.uint8]:
     """Read one image file of any supported format as (size, size) uint8, or (size, size, 3) RGB for 3 channels.
@@ -83,16 +115,20 @@ def read_scan(path: Path, contract: Contract) -> NDArray[np.uint8]:
     with the reason for images that cannot be shown whole: cut off, damaged, several frames, larger than
     `PIXEL_LIMIT`. No reason holds a path or anything else of the file that could identify a patient.
     """
-    return read_noted(path, contract)[0]
+    return read(path, contract).pixels
 
 
-def read_noted(path: Path, contract: Contract) -> tuple[NDArray[np.uint8], str]:
-    """Return what `read_scan` does, and what is remarkable of the scan in words ("" mostly): FOR PROCESSING, …"""
-    file, box = region(path)
-    data = _content(file)
+def read(place: Path | Place, contract: Contract) -> Scan:
+    """Read what `read_scan` reads, also out of an archive, with what its header says of it.
+
+    Raises what `read_scan` raises; `NotShown` of what is DICOM.
+    """
+    place = place if isinstance(place, Place) else Place(place)
+    file, box = region(place.path)
+    data = archives.content(place._replace(path=file))
     head = data[:132]
     pixels: NDArray
-    remark = ""
+    about = ("", "", "")
     # DICOM comes first: in front of its prefix lie 128 bytes that may be the header of a TIFF (PS3.10, 7.1).
     kind = None if head[128:] == b"DICM" else _KIND.match(head)
     if data.startswith(LOSSLESS_JPEG):
@@ -104,8 +140,8 @@ def read_noted(path: Path, contract: Contract) -> tuple[NDArray[np.uint8], str]:
     elif kind and kind.lastgroup:
         pixels = pictures.read(data, kind.lastgroup, contract.frame)
     else:
-        pixels, remark = _dicom(data, head, contract.frame)
-    return resize(pixels if box is None else _cut(pixels, box), contract), remark
+        pixels, about = _dicom(data, head, contract.frame)
+    return Scan(resize(pixels if box is None else _cut(pixels, box), contract), *about)
 
 
 def region(path: Path) -> tuple[Path, tuple[int, int, int, int] | None]:
@@ -129,17 +165,39 @@ def _cut(pixels: NDArray, box: tuple[int, int, int, int]) -> NDArray:
     return np.ascontiguousarray(part)
 
 
-def _dicom(data: bytes, head: bytes, frame: int | None) -> tuple[NDArray, str]:
+def _dicom(data: bytes, head: bytes, frame: int | None) -> tuple[NDArray, tuple[str, str, str]]:
     # Imported where needed: pydicom takes longer to start than a folder of JPEG files to read.
     from damcli.dicom import pixels
 
     if pixels.is_dicom(head):
         dataset = pixels.read(io.BytesIO(data))
-        return pixels.grey16(dataset, frame), pixels.remark(dataset)
+        patient, study = (_id(dataset, keyword) for keyword in ("PatientID", "StudyInstanceUID"))
+        try:
+            return pixels.grey16(dataset, frame), (pixels.remark(dataset), patient, study)
+        except NotAnImage:
+            raise
+        except DataError as error:
+            raise NotShown(error.what, patient, study) from error
     for magic, name in UNREADABLE.items():
         if re.match(magic, head, re.DOTALL):
             raise DataError(f"{name} images cannot be read: convert them to PNG without loss")
+    if archive := archives.kind(data):
+        raise DataError(f"this is an archive ({archive}), which may hold scans: unpack it")
     raise NotAnImage("no image by its content") if data else DataError("the file is empty")
+
+
+def _id(dataset: Dataset, keyword: str) -> str:
+    """Return an identifier of the header, "" where it is absent or cannot be read."""
+    from pydicom.multival import MultiValue
+
+    from damcli.dicom.display import element
+
+    with warnings.catch_warnings(action="ignore"), suppress(DataError):  # pydicom's warnings quote it
+        value = element(dataset, keyword)
+        # A backslash, which no identifier should hold, makes it a list.
+        parts = value if isinstance(value, MultiValue) else [value]
+        return "\\".join("" if part is None else str(part) for part in parts).strip()[:ID_LIMIT]
+    return ""
 
 
 def resize(pixels: NDArray, contract: Contract) -> NDArray[np.uint8]:
@@ -187,18 +245,6 @@ def _scale(pixels: NDArray, height: int, width: int) -> NDArray:
     if smaller != (height, width):
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
     return pixels
-
-
-def _content(path: Path) -> bytes:
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise NotAnImage("not a regular file")
-        if status.st_size > FILE_LIMIT:
-            raise DataError(f"the file is larger than {FILE_LIMIT >> 30} GiB")
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"the file cannot be read: {error.strerror}") from error
 
 
 def _jpeg(data: bytes, contract: Contract, whole: bool) -> NDArray:

@@ -71,10 +71,14 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, K) for float images in [0, 1], grey (N, 1, H, W), or colour for three channels."""
-        scale = 1 / self.std
-        # (x - mean) / std and grey to three channels, in one pass over the pixels.
-        logits: Tensor = self.backbone(torch.addcmul(-self.mean * scale, images, scale))
+        logits: Tensor = self.backbone(self.normalised(images))
         return logits
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Return what the backbone takes of images as in `forward`: (x - mean) / std, grey in three channels."""
+        scale = 1 / self.std
+        # In one pass over the pixels.
+        return torch.addcmul(-self.mean * scale, images, scale)
 
     @staticmethod
     def as_input(images: Tensor) -> Tensor:

@@ -139,17 +139,19 @@ def remark(dataset: Dataset) -> str:
     'text is burned into the image'
     """
     remarks = []
-    if str(element(dataset, "PresentationIntentType") or "").strip().upper() == "FOR PROCESSING":
-        remarks.append("FOR PROCESSING: raw detector values, not meant to be shown")
-    if str(element(dataset, "BurnedInAnnotation") or "").strip().upper() == "YES":
-        remarks.append("text is burned into the image")
-    luts = len(element(dataset, "VOILUTSequence") or ())
-    windows = element(dataset, "WindowCenter")
-    choices = luts or (len(windows) if isinstance(windows, MultiValue) else 1)
-    if choices > 1:
-        remarks.append(f"the first of {choices} {'VOI LUTs' if luts else 'windows'} is used")
-    if not _square(dataset):
-        remarks.append("its pixels are not square, and are shown as if they were")
+    # Warnings of values that cannot be read quote them.
+    with warnings.catch_warnings(action="ignore"):
+        if str(element(dataset, "PresentationIntentType") or "").strip().upper() == "FOR PROCESSING":
+            remarks.append("FOR PROCESSING: raw detector values, not meant to be shown")
+        if str(element(dataset, "BurnedInAnnotation") or "").strip().upper() == "YES":
+            remarks.append("text is burned into the image")
+        luts = len(element(dataset, "VOILUTSequence") or ())
+        windows = element(dataset, "WindowCenter")
+        choices = luts or (len(windows) if isinstance(windows, MultiValue) else 1)
+        if choices > 1:
+            remarks.append(f"the first of {choices} {'VOI LUTs' if luts else 'windows'} is used")
+        if not _square(dataset):
+            remarks.append("its pixels are not square, and are shown as if they were")
     return "; ".join(remarks)
 
 

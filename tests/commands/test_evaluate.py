@@ -57,9 +57,10 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def damcli(*arguments: object, code: int = 0) -> None:
+def damcli(*arguments: object, code: int = 0, draws: int | None = 200) -> None:
+    """Evaluate with a bootstrap of a few draws, where none of the test is about it; None: as many as by default."""
     with pytest.raises(SystemExit) as end:
-        main(["evaluate", *map(str, arguments)])
+        main(["evaluate", *map(str, arguments), *(("--draws", str(draws)) if draws else ())])
     assert (end.value.code or 0) == code
 
 
@@ -105,7 +106,7 @@ def test_scores_table_and_figures_agree_with_scikit_learn(toy: Path, capsys: pyt
 def test_table_on_stdout_has_intervals_notes_and_nothing_else(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, truth = valid(toy)
     table.write_parquet("scores.parquet")
-    damcli("scores.parquet", toy, "-q")
+    damcli("scores.parquet", toy, "-q", draws=None)
     out, err = capsys.readouterr()
     assert err == ""
     lines = [line.split() for line in out.splitlines()]

@@ -19,6 +19,8 @@ from damcli.errors import MachineError
 from damcli.metrics import auroc, bootstrap_interval, delong_interval
 
 FINDINGS = ["Edema", "Fracture"]
+# Draws of the bootstrap, where no figure depends on how many they are.
+FEW = ("--draws", 200)
 Damcli = Callable[..., tuple[int, str, str]]
 
 
@@ -172,7 +174,7 @@ def test_operating_points_are_chosen_on_tune_kept_in_the_run_and_measured_here(
     run: Path, toy: Path, run_here: Damcli
 ) -> None:
     code, out, _ = run_here(
-        "evaluate", run, toy, "--operating", "sensitivity=0.8", "--operating", "cost=3", "--prevalence", "0.05"
+        "evaluate", *FEW, run, toy, "--operating", "sensitivity=0.8", "--operating", "cost=3", "--prevalence", "0.05"
     )
     assert code == 0
     assert "Operating points, chosen on the tune part of ce, kept in the run now" in out
@@ -193,7 +195,7 @@ def test_operating_points_are_chosen_on_tune_kept_in_the_run_and_measured_here(
     assert point["specificity"]["value"] == pytest.approx((~called[labels == 0]).mean())
     assert point["prevalence"] == 0.05
     # Without options those that the run keeps are used, and say so.
-    run_here("evaluate", run, toy, "-o", "again")
+    run_here("evaluate", *FEW, run, toy, "-o", "again")
     assert document("again")["decisions"]["stored"] == "kept in the run before"
     again = document("again")["findings"]["Edema"]["operating"]["sensitivity-0.8"]
     assert again["threshold"] == point["threshold"]
@@ -211,11 +213,11 @@ def test_a_run_that_cannot_be_written_is_judged_all_the_same(
         write(path, value)
 
     monkeypatch.setattr(files, "write_json", refusing)
-    code, out, err = run_here("evaluate", run, toy, "-o", "elsewhere")
+    code, out, err = run_here("evaluate", *FEW, run, toy, "-o", "elsewhere")
     assert code == 0, err
     assert document("elsewhere")["findings"]["Edema"]["operating"]["youden"]["sensitivity"]["value"] is not None
     assert "not kept: this place cannot be written" in out
-    code, _, err = run_here("evaluate", run, toy, "-o", "asked", "--operating", "cost=3")
+    code, _, err = run_here("evaluate", *FEW, run, toy, "-o", "asked", "--operating", "cost=3")
     assert (code, Path("asked").exists()) == (5, False)
     assert "copy the run" in err
 
@@ -223,8 +225,8 @@ def test_a_run_that_cannot_be_written_is_judged_all_the_same(
 def test_calibration_keeps_the_ranking_and_brings_scores_nearer_to_probabilities(
     run: Path, toy: Path, run_here: Damcli
 ) -> None:
-    run_here("evaluate", run, toy, "-o", "raw")
-    code, out, _ = run_here("evaluate", run, toy, "-o", "platt", "--calibrate", "platt")
+    run_here("evaluate", *FEW, run, toy, "-o", "raw")
+    code, out, _ = run_here("evaluate", *FEW, run, toy, "-o", "platt", "--calibrate", "platt")
     assert code == 0
     assert "Calibration, fitted on the tune part" in out
     for name in FINDINGS:
@@ -235,15 +237,15 @@ def test_calibration_keeps_the_ranking_and_brings_scores_nearer_to_probabilities
         assert errors["before"]["brier"]["value"] == raw["calibration"]["before"]["brier"]["value"]
         assert set(errors["after"]) == {"temperature", "platt", "isotonic"}
         assert errors["after"]["platt"]["brier"]["value"] < errors["before"]["brier"]["value"]
-    run_here("evaluate", run, toy, "-o", "isotonic", "--calibrate", "isotonic")
+    run_here("evaluate", *FEW, run, toy, "-o", "isotonic", "--calibrate", "isotonic")
     assert any("ties" in note for note in document("isotonic")["notes"])
-    run_here("evaluate", run, toy, "-o", "kept")
+    run_here("evaluate", *FEW, run, toy, "-o", "kept")
     for name in FINDINGS:
         # What a run keeps has no say in how well it ranks.
         raw, kept = (document(folder)["findings"][name] for folder in ("raw", "kept"))
         assert kept["auroc"] == raw["auroc"]
         assert kept["calibration"]["chosen"] == "isotonic"
-    run_here("evaluate", run, toy, "-o", "none", "--calibrate", "none")
+    run_here("evaluate", *FEW, run, toy, "-o", "none", "--calibrate", "none")
     assert document("none")["findings"]["Edema"]["calibration"]["chosen"] == "none"
 
 
@@ -251,8 +253,8 @@ def test_points_of_findings_without_labels_here_are_undefined(
     run: Path, toy: Path, make_toy: Callable[..., Path], run_here: Damcli
 ) -> None:
     blank = make_toy(Path("blank"), scans=60, blank=1.0)
-    run_here("evaluate", run, toy)
-    code, out, err = run_here("evaluate", run, blank, "-o", "evaluation")
+    run_here("evaluate", *FEW, run, toy)
+    code, out, err = run_here("evaluate", *FEW, run, blank, "-o", "evaluation")
     assert code == 0, err
     point = document()["findings"]["Edema"]["operating"]["youden"]
     assert (point["prevalence"], point["sensitivity"]["why"]) == (None, "no positives")
@@ -264,11 +266,11 @@ def test_what_was_decided_for_other_scores_is_left_out_and_said(
 ) -> None:
     """On another dataset, where the run's own is not at hand to decide anew on."""
     other = make_toy(Path("other"), scans=60, seed=3)
-    run_here("evaluate", run, toy, "--by", "patient", "--reduce", "max")
+    run_here("evaluate", *FEW, run, toy, "--by", "patient", "--reduce", "max")
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     (run / "run.json").write_text(json.dumps(facts | {"dataset": "gone"}), encoding="utf-8")
     by = ("--by", "patient", "--reduce")
-    assert run_here("evaluate", run, other, *by, "max", "-o", "same")[0] == 0
+    assert run_here("evaluate", *FEW, run, other, *by, "max", "-o", "same")[0] == 0
     assert document("same")["decisions"]["stored"] == "kept in the run before"
     for folder, options in (("mean", (*by, "mean")), ("scans", ()), ("views", (*by, "max", "--tta", 2))):
         code, _, err = run_here("evaluate", run, other, *options, "-o", folder)
@@ -279,7 +281,7 @@ def test_what_was_decided_for_other_scores_is_left_out_and_said(
 
 def test_a_run_does_not_differ_from_itself_however_it_is_calibrated(run: Path, toy: Path, run_here: Damcli) -> None:
     code, _, err = run_here(
-        "evaluate", run, toy, "--calibrate", "isotonic", "--by", "patient", "--against", run, "-o", "both"
+        "evaluate", *FEW, run, toy, "--calibrate", "isotonic", "--by", "patient", "--against", run, "-o", "both"
     )  # fmt: skip
     assert code == 0, err
     found = document("both")
@@ -289,7 +291,7 @@ def test_a_run_does_not_differ_from_itself_however_it_is_calibrated(run: Path, t
 
 
 def test_what_cannot_be_evaluated_decides_nothing(run: Path, toy: Path, run_here: Damcli) -> None:
-    code, _, _ = run_here("evaluate", run, toy, "--operating", "cost=3", "--subgroups", "scanner")
+    code, _, _ = run_here("evaluate", *FEW, run, toy, "--operating", "cost=3", "--subgroups", "scanner")
     assert code == 2
     assert not (run / "decisions.json").exists()
 
@@ -298,7 +300,7 @@ def test_what_cannot_be_evaluated_decides_nothing(run: Path, toy: Path, run_here
 def test_scores_without_a_tune_part_decide_nothing(
     option: tuple[str, str], tables: pl.DataFrame, run_here: Damcli
 ) -> None:
-    code, _, err = run_here("evaluate", "scores.csv", "labels.csv", *option)
+    code, _, err = run_here("evaluate", *FEW, "scores.csv", "labels.csv", *option)
     assert code == 2
     assert "flatter" in err
     assert not Path("evaluation").exists()
@@ -322,7 +324,7 @@ def test_subgroups_have_intervals_and_a_corrected_gap(tables: pl.DataFrame, run_
     expected = delong_interval(tables["Edema"].to_numpy()[women], scores_of(tables)[women, 0])
     assert (alone["low"], alone["high"]) == pytest.approx(expected)
     assert alone["low"] != sex["groups"][0]["findings"]["Edema"]["auroc"]["low"]
-    code, _, err = run_here("evaluate", "scores.csv", "labels.csv", "--subgroups", "scanner")
+    code, _, err = run_here("evaluate", *FEW, "scores.csv", "labels.csv", "--subgroups", "scanner")
     assert code == 2
     assert "choose from: sex, age" in err
 
@@ -337,7 +339,7 @@ def test_a_gate_that_is_not_met_ends_with_6_after_everything_is_written(tables: 
     assert sorted(file.name for file in Path("evaluation").iterdir() if file.name[0] != ".") == [
         "metrics.csv", "metrics.json", "report.html", "roc.png", "scores.parquet",
     ]  # fmt: skip
-    code, _, err = run_here("evaluate", "scores.csv", "labels.csv", "--require", "Edma.auroc>=0.5", "-o", "new")
+    code, _, err = run_here("evaluate", *FEW, "scores.csv", "labels.csv", "--require", "Edma.auroc>=0.5", "-o", "new")
     assert code == 2
     assert "there is no figure 'Edma.auroc'" in err
     assert document("new")["gates"][0]["met"] is False, "what was scored is not lost"
@@ -381,17 +383,17 @@ def test_options_that_mean_nothing_are_refused_before_any_work(
 
 
 def test_a_prevalence_is_of_a_finding_that_is_there(run: Path, toy: Path, run_here: Damcli) -> None:
-    assert run_here("evaluate", run, toy, "--prevalence", "edema=0.05", "-o", "found")[0] == 0
+    assert run_here("evaluate", *FEW, run, toy, "--prevalence", "edema=0.05", "-o", "found")[0] == 0
     points = {name: each["operating"]["youden"] for name, each in document("found")["findings"].items()}
     assert points["Edema"]["prevalence"] == 0.05 != points["Fracture"]["prevalence"]
-    code, _, err = run_here("evaluate", run, toy, "--prevalence", "Oedema=0.05", "-o", "none")
+    code, _, err = run_here("evaluate", *FEW, run, toy, "--prevalence", "Oedema=0.05", "-o", "none")
     assert code == 2
     assert "did you mean Edema?" in err
 
 
 def test_the_page_has_every_part_that_was_asked_for_and_no_identifier(run: Path, toy: Path, run_here: Damcli) -> None:
     code, _, err = run_here(
-        "evaluate", run, toy, "--gallery", "--calibrate", "temperature", "--operating", "youden", "--subgroups", "view",
+        "evaluate", *FEW, run, toy, "--gallery", "--calibrate", "temperature", "--operating", "youden", "--subgroups", "view",
     )  # fmt: skip
     assert code == 0, err
     page = (run / "evaluation-valid" / "report.html").read_text(encoding="utf-8")

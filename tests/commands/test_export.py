@@ -95,10 +95,10 @@ def test_with_no_path_the_newest_run_goes_to_models(runs, toy, tmp_path, monkeyp
 
 
 def test_parity_that_fails_ends_with_6_and_the_old_model_stays(runs, tmp_path, monkeypatch, capfd):
-    from damcli.bundle import build
+    from damcli.bundle import parity
 
     (tmp_path / "cxr.onnx").write_bytes(b"before")
-    monkeypatch.setattr(build, "TOLERANCE", 0.0)
+    monkeypatch.setattr(parity, "TOLERANCE", 0.0)
     export(runs[0], "-o", "cxr.onnx", code=6)
     assert "differ from PyTorch's" in capfd.readouterr().err
     assert [entry.name for entry in tmp_path.iterdir()] == ["cxr.onnx"]

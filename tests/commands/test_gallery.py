@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from damcli.commands.evaluate import evaluate, gallery
+from damcli.data.overlays import picture
 from damcli.data.scores import ScanTable
 from damcli.data.store import Dataset
 from damcli.errors import UsageError
@@ -52,14 +52,6 @@ def read(png: bytes) -> npt.NDArray[np.uint8]:
     return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
 
 
-def chunks(png: bytes) -> Iterator[str]:
-    place = 8
-    while place < len(png):
-        (length,) = struct.unpack(">I", png[place : place + 4])
-        yield png[place + 4 : place + 8].decode()
-        place += length + 12
-
-
 columns = st.lists(st.tuples(st.sampled_from([0.0, 1.0, np.nan]), st.integers(0, 5)), min_size=1, max_size=12)
 
 
@@ -86,31 +78,6 @@ def test_the_surest_are_picked(column: list[tuple[float, int]], number: int) -> 
     assert not set(right) & set(wrong)
 
 
-def test_pictures_are_the_pixels_and_hold_nothing_else() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (50, 40), np.uint8)
-    np.testing.assert_array_equal(read(gallery.picture(pixels)), pixels)
-    colour = np.random.default_rng(1).integers(0, 256, (50, 40, 3), np.uint8)
-    np.testing.assert_array_equal(read(gallery.picture(colour))[..., ::-1], colour)
-    large = gallery.picture(np.zeros((400, 640), np.uint8))
-    assert read(large).shape == (200, 320)
-    for png in (gallery.picture(pixels), gallery.picture(colour), large, gallery.picture(pixels, np.ones((50, 40)))):
-        assert set(chunks(png)) == {"IHDR", "IDAT", "IEND"}
-
-
-def test_heat_covers_the_scan_as_far_as_it_is_high() -> None:
-    pixels = np.full((8, 8), 100, np.uint8)
-    heat = np.zeros((8, 8), np.float32)
-    heat[2, 5], heat[3, 1] = 1, 0.5
-    shown = read(gallery.picture(pixels, heat)).astype(int)
-    inferno = cv2.applyColorMap(np.array([[128, 255]], np.uint8), cv2.COLORMAP_INFERNO)[0]
-    np.testing.assert_array_equal(shown[0, 0], [100, 100, 100])
-    np.testing.assert_allclose(shown[2, 5], 0.4 * 100 + 0.6 * inferno[1], atol=0.51)
-    np.testing.assert_allclose(shown[3, 1], 0.7 * 100 + 0.3 * inferno[0], atol=0.51)
-    colour = np.zeros((8, 8, 3), np.uint8)
-    colour[..., 0] = 200
-    np.testing.assert_array_equal(read(gallery.picture(colour, heat * 0))[0, 0], [60, 60, 60])
-
-
 def test_a_run_has_its_scans_with_heat_maps(scored: Evaluation, scans: Path) -> None:
     import torch
 
@@ -132,7 +99,7 @@ def test_a_run_has_its_scans_with_heat_maps(scored: Evaluation, scans: Path) -> 
         image = dataset.read(np.array([rows[scored.truth.ids[pick.row]]]))
         np.testing.assert_array_equal(read(item.scan), image[0])
         expected = heat(network, network.as_input(torch.from_numpy(image)), info.findings.index(item.finding))
-        assert item.heat == gallery.picture(image[0], expected[0].numpy())
+        assert item.heat == picture(image[0], expected[0].numpy())
     everything = b"".join(item.scan + (item.heat or b"") for item in items)
     assert not any(word.encode() in everything for word in ("scan0", "patient", "study", "absent"))
     again, _ = gallery.gallery(scored, "cpu", number=3)

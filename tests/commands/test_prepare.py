@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,18 @@ def chexpert(folder: Path, patients: int = 6, size: tuple[int, int] = (39, 32)) 
     return folder
 
 
-def damcli(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "damcli", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+Damcli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def damcli(run_here: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> Damcli:
+    """Returns `damcli(*arguments, folder)`: damcli in this process, as if it were started in `folder`."""
+
+    def run(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(folder)
+        return subprocess.CompletedProcess(arguments, *run_here(*arguments))
+
+    return run
 
 
 def run(source: object, output: Path, **options: object) -> Dataset:
@@ -51,7 +61,8 @@ def run(source: object, output: Path, **options: object) -> Dataset:
 
 def test_with_no_path_it_takes_the_tree_that_is_here(tmp_path: Path) -> None:
     chexpert(tmp_path / "download" / "CheXpert-v1.0-small")
-    done = damcli("prepare", "chexpert", "--size", 32, "--seed", 3, folder=tmp_path / "download")
+    command = [sys.executable, "-m", "damcli", "prepare", "chexpert", "--size", "32", "--seed", "3"]
+    done = subprocess.run(command, cwd=tmp_path / "download", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "data/chexpert"
     assert [line for line in done.stdout.splitlines() if "Edema" in line]
@@ -72,7 +83,7 @@ def test_with_no_path_it_takes_the_tree_that_is_here(tmp_path: Path) -> None:
         pl.sum_horizontal(pl.col("^label:.*$") == -1))).sum().item()  # fmt: skip
 
 
-def test_json_is_one_document_and_a_second_run_changes_nothing(tmp_path: Path) -> None:
+def test_json_is_one_document_and_a_second_run_changes_nothing(damcli: Damcli, tmp_path: Path) -> None:
     chexpert(tmp_path)
     arguments = ("prepare", "chexpert", tmp_path, "-o", "made", "--size", 16, "--workers", 0, "--json", "-q")
     first = damcli(*arguments, folder=tmp_path)
@@ -86,14 +97,14 @@ def test_json_is_one_document_and_a_second_run_changes_nothing(tmp_path: Path) -
     assert "another dataset" in other.stderr
 
 
-def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_writes_nothing(damcli: Damcli, tmp_path: Path) -> None:
     chexpert(tmp_path / "tree")
     done = damcli("prepare", "chexpert", "tree", "--dry-run", "--json", folder=tmp_path)
     assert json.loads(done.stdout)["counts"]["train"]["Edema"]["positive"] > 0
     assert sorted(file.name for file in tmp_path.iterdir()) == ["tree"]
 
 
-def test_a_dry_run_says_what_would_be_refused(tmp_path: Path) -> None:
+def test_a_dry_run_says_what_would_be_refused(damcli: Damcli, tmp_path: Path) -> None:
     tree = chexpert(tmp_path / "tree")
     with (tree / "train.csv").open("a") as rows:
         rows.write("train/../../patient1/study1/view1_frontal.jpg,Male,60,Frontal,AP,1,0,0,0,0\n")
@@ -121,7 +132,7 @@ def test_leaks_that_were_allowed_once_are_not_passed_over_later(tmp_path: Path) 
     run(source, tmp_path / "made", size=16, allow_leaks=True)
 
 
-def test_some_scans_unreadable(tmp_path: Path) -> None:
+def test_some_scans_unreadable(damcli: Damcli, tmp_path: Path) -> None:
     tree = chexpert(tmp_path / "tree", patients=30)
     bad = tree / "train" / "patient00001" / "study1" / "view1_frontal.jpg"
     bad.write_bytes(bad.read_bytes()[:300])
@@ -137,7 +148,7 @@ def test_some_scans_unreadable(tmp_path: Path) -> None:
     assert len(Dataset.open(tmp_path / "made").manifest) == 58
 
 
-def test_all_scans_unreadable(tmp_path: Path) -> None:
+def test_all_scans_unreadable(damcli: Damcli, tmp_path: Path) -> None:
     tree = chexpert(tmp_path / "tree")
     for file in tree.rglob("*.jpg"):
         file.write_bytes(b"not an image")
@@ -162,7 +173,7 @@ def test_all_scans_unreadable(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_from_the_command_line(
-    tmp_path: Path, arguments: tuple[str, ...], code: int, said: tuple[str, ...]
+    damcli: Damcli, tmp_path: Path, arguments: tuple[str, ...], code: int, said: tuple[str, ...]
 ) -> None:
     done = damcli("prepare", *arguments, folder=tmp_path)
     assert done.returncode == code, done.stderr
@@ -293,7 +304,7 @@ def test_help_fits_one_screen_and_imports_nothing_heavy() -> None:
     assert "Example:" in done.stdout
 
 
-def counted(folder: Path, *arguments: object) -> dict:
+def counted(damcli: Damcli, folder: Path, *arguments: object) -> dict:
     done = damcli(
         "prepare", "table", "scans.csv", "--label-columns", "sick", *arguments, "--json", "--dry-run", folder=folder
     )
@@ -301,7 +312,9 @@ def counted(folder: Path, *arguments: object) -> dict:
     return json.loads(done.stdout)
 
 
-def test_folds_are_of_patients_and_fold_0_is_valid_where_there_is_no_official_split(tmp_path: Path) -> None:
+def test_folds_are_of_patients_and_fold_0_is_valid_where_there_is_no_official_split(
+    damcli: Damcli, tmp_path: Path
+) -> None:
     rows = [f"{n}.png,p{n // 2},{int(n % 8 < 2)},train" for n in range(80)]
     (tmp_path / "scans.csv").write_text("\n".join(["path,patient,sick,part", *rows]) + "\n")
     source = prepare.read("table", tmp_path / "scans.csv", label_columns=["sick"], folds=4, seed=1)
@@ -310,7 +323,7 @@ def test_folds_are_of_patients_and_fold_0_is_valid_where_there_is_no_official_sp
     assert scans.group_by("fold").agg(pl.col("label:sick").sum())["label:sick"].sort().to_list() == [4, 4, 6, 6]
     assert scans.group_by("patient").agg(pl.col("fold").n_unique())["fold"].max() == 1
     assert ((scans["split"] == "valid") == (scans["fold"] == 0)).all()
-    told = counted(tmp_path, "--folds", 4)
+    told = counted(damcli, tmp_path, "--folds", 4)
     assert any("fold 0 is valid" in note for note in told["notes"])
 
     official = prepare.read("table", tmp_path / "scans.csv", label_columns=["sick"], split_column="part", folds=4)
@@ -340,7 +353,7 @@ def test_a_test_part_that_is_given_is_kept_while_the_rest_is_split(tmp_path: Pat
     assert source.scans["split"].value_counts().sort("split").rows() == [("test", 4), ("train", 4), ("valid", 4)]
 
 
-def test_options_that_belong_to_other_sources_are_refused(tmp_path: Path) -> None:
+def test_options_that_belong_to_other_sources_are_refused(damcli: Damcli, tmp_path: Path) -> None:
     for kind, option in (("table", {"crops": True}), ("chexpert", {"imratio": 0.1}), ("pcam", {"labels": tmp_path})):
         with pytest.raises(UsageError, match="belongs to"):
             prepare.read(kind, tmp_path, **option)
@@ -393,7 +406,7 @@ def test_frames_are_refused_where_no_image_has_any(tmp_path: Path) -> None:
         prepare.prepare(source, tmp_path / "made", frame=1)
 
 
-def test_a_table_is_never_guessed_from_the_folders_that_happen_to_be_here(tmp_path: Path) -> None:
+def test_a_table_is_never_guessed_from_the_folders_that_happen_to_be_here(damcli: Damcli, tmp_path: Path) -> None:
     for name in ("runs", "notes"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file.bin").write_bytes(b"x")

@@ -19,6 +19,8 @@ QUICK = (
     "--recipe", "demo", "--precision", "32", "--device", "cpu", "--set", "batch_size=32",
     "--set", "stage1.epochs=1", "--set", "stage2.epochs=1",
 )  # fmt: skip
+# Draws of the bootstrap, where no figure depends on how many they are.
+FEW = ("--draws", 200)
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +44,12 @@ def test_folds_are_trained_evaluated_and_gone_on_with(run_here, folded, tmp_path
     assert "mean of the AUROCs within each of 2 folds, by DeLong: Edema" in out
     assert err.splitlines()[-1] == f"next: damcli evaluate {run} {folded}"
 
-    code, out, err = run_here("evaluate", run, "--json")
+    code, out, err = run_here("evaluate", *FEW, run, "--json")
     assert code == 0, err
     document = json.loads(out)
     rows, scores = np.arange(96), dict(zip(table["path"], table["Edema"], strict=True))
     edema = [scores[name] for name in dataset.ids(rows)]
-    expected = bootstrap_interval(dataset.truth(rows)[:, 0], edema, dataset.patients(rows))
+    expected = bootstrap_interval(dataset.truth(rows)[:, 0], edema, dataset.patients(rows), draws=200)
     shown = document["findings"]["Edema"]["auroc"]
     assert (shown["value"], shown["low"], shown["high"]) == (pooled, *map(pytest.approx, expected[1:3]))
     assert document["selection"]["used"] is False
@@ -56,20 +58,20 @@ def test_folds_are_trained_evaluated_and_gone_on_with(run_here, folded, tmp_path
 
     other = tmp_path / "other.csv"
     table.with_columns(-pl.col("Edema"), pl.col("Fracture")).write_csv(other)
-    code, out, err = run_here("evaluate", run, "--against", other, "--json", "-o", tmp_path / "compared")
+    code, out, err = run_here("evaluate", *FEW, run, "--against", other, "--json", "-o", tmp_path / "compared")
     assert code == 0, err
     compared = json.loads(out)["comparison"]["findings"]["Edema"]
     assert compared["other_auroc"] == pytest.approx(1 - pooled)
-    code, _, err = run_here("evaluate", run, "--against", run / "fold-0", "-o", tmp_path / "refused")
+    code, _, err = run_here("evaluate", *FEW, run, "--against", run / "fold-0", "-o", tmp_path / "refused")
     assert (code, "FOLDS --against" in err) == (2, True)
 
     for split, used in (None, False), ("valid", True), ("tune", True):
         given = ("--split", split) if split else ()
-        code, out, err = run_here("evaluate", run / "fold-1", folded, "--json", *given)
+        code, out, err = run_here("evaluate", *FEW, run / "fold-1", folded, "--json", *given)
         assert code == 0, err
         document = json.loads(out)
         assert (document["selection"]["used"], document["truth"]["split"]) == (used, split or "fold-1")
-    code, _, err = run_here("evaluate", run, folded, "--split", "valid")
+    code, _, err = run_here("evaluate", *FEW, run, folded, "--split", "valid")
     assert (code, "folds are evaluated on what each has not seen" in err) == (2, True)
 
     before = {file: file.stat().st_mtime_ns for file in run.rglob("*.safetensors")}
@@ -92,12 +94,12 @@ def test_a_stage_2_for_each_finding_becomes_one_model(run_here, folded, tmp_path
     assert code == 0, err
     assert out.count("others start from it") == 2
     assert err.splitlines()[-1] == f"next: damcli export {run}"
-    code, _, err = run_here("evaluate", run, folded)
+    code, _, err = run_here("evaluate", *FEW, run, folded)
     assert (code, f"damcli export {run}" in err) == (2, True)
 
     code, _, err = run_here("export", run, "-o", model)
     assert code == 0, err
-    code, out, err = run_here("evaluate", model, folded, "--json", "-o", tmp_path / "evaluation")
+    code, out, err = run_here("evaluate", *FEW, model, folded, "--json", "-o", tmp_path / "evaluation")
     assert code == 0, err
     assert json.loads(out)["selection"]["used"] is False, "valid is fold 0, and no member held another one out"
     opened = Model.open(model, "cpu")
@@ -122,10 +124,10 @@ def test_a_search_leaves_a_table_and_its_winner(run_here, folded, tmp_path):
     assert out.splitlines()[-1] == str(run / "winner")
     assert err.splitlines()[-1] == f"next: damcli evaluate {run}/winner {folded}"
     assert {member.fold for member in group.read(run).group.members} == {0}
-    code, out, err = run_here("evaluate", run / "winner", folded, "--json")
+    code, out, err = run_here("evaluate", *FEW, run / "winner", folded, "--json")
     assert code == 0, err
     assert json.loads(out)["truth"]["split"] == "fold-0"
-    code, _, err = run_here("evaluate", run, folded)
+    code, _, err = run_here("evaluate", *FEW, run, folded)
     assert (code, f"damcli evaluate {run}/winner" in err) == (2, True)
     code, _, err = run_here("export", run, "-o", tmp_path / "model.onnx", "--dry-run")
     assert (code, "with 1 network(s)" in err) == (0, True)
@@ -179,7 +181,7 @@ def test_a_fold_without_positives_is_said(run_here, make_toy, tmp_path):
     group.create(made)
     scores = {name: np.linspace(0, 1, 96) for name in dataset.info.findings}
     folder.write_table(run / group.SCORES, {"path": dataset.ids(rows), "fold": folds, **scores})
-    code, out, err = run_here("evaluate", run, tmp_path / "dataset")
+    code, out, err = run_here("evaluate", *FEW, run, tmp_path / "dataset")
     assert code == 0, err
     assert "Edema has no AUROC in fold 1 (only 1 positive)" in out
 

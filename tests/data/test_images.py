@@ -306,7 +306,7 @@ def test_a_picture_cut_off_anywhere_is_never_shown_in_part(saved, tmp_path, kind
     content, whole = path.read_bytes(), read_scan(path, grey(16))
     for length in {random.Random(n).randrange(40, len(content)) for n in range(40)} | {len(content) - 1}:
         path.write_bytes(content[:length])
-        pixels, status, _ = attempt(path, grey(16))
+        pixels, status = attempt(path, grey(16))[:2]
         if status == "ok":
             # Only what stands behind the pixels may be missing.
             assert len(content) - length < 20
@@ -356,7 +356,7 @@ def test_damaged_pictures_give_pixels_or_a_clear_error(saved):
         damaged = bytearray(content)
         damaged[rng.randrange(8, len(damaged))] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
-        pixels, status, reason = attempt(path, grey(16))
+        pixels, status, reason = attempt(path, grey(16))[:3]
         assert (status == "ok") == (pixels is not None) == (not reason)
         assert "\n" not in reason
         assert "failed (" not in reason

@@ -49,15 +49,15 @@ def by_hand(made: Classifier, given: Tensor, finding: int) -> Tensor:
     ],
 )
 def test_equations_of_grad_cam(backbone: str, size: int) -> None:
-    made, given = network(backbone), images(size)
-    found = [heatmaps.heat(made, given, finding) for finding in range(4)]
-    for finding, heat in enumerate(found):
-        assert (heat.shape, heat.dtype) == ((3, size, size), torch.float32)
+    made, given = network(backbone), images(size, n=2)
+    found = {finding: heatmaps.heat(made, given, finding) for finding in (1, 3)}
+    for finding, heat in found.items():
+        assert (heat.shape, heat.dtype) == ((2, size, size), torch.float32)
         assert heat.min() >= 0
         assert heat.max() <= 1
         torch.testing.assert_close(heat, by_hand(made, given, finding), atol=1e-4, rtol=1e-3)
-    assert any((heat.amax(dim=(1, 2)) == 1).any() for heat in found)
-    assert not all(torch.equal(found[0], other) for other in found)
+    assert any((heat.amax(dim=(1, 2)) == 1).any() for heat in found.values())
+    assert not torch.equal(found[1], found[3])
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -84,15 +84,43 @@ def everything(run):
 
 @pytest.fixture(scope="module")
 def place(make_toy, tmp_path_factory):
+    """A folder with a dataset, a recipe and `two`: the run of two processes that Slurm started, and counts in all."""
     folder = tmp_path_factory.mktemp("distributed")
     make_toy(folder / "data", scans=96)
     (folder / "tiny.toml").write_text(RECIPE)
-    finish(["data", "--recipe", "tiny.toml", "-o", "two", "--devices", "2"], folder)
+    shared = {"SLURM_NTASKS": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_JOB_NAME": "train"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    arguments = ["data", "--recipe", "tiny.toml", "-o", "two"]
+    tasks = [start(arguments, folder, {"SLURM_PROCID": n, "SLURM_LOCALID": n, **shared}) for n in "01"]
+    for task in tasks:
+        _, err = task.communicate(timeout=200)
+        assert task.returncode == 0, err.decode()
     return folder
 
 
-def test_two_processes_end_with_the_weights_and_scores_of_one(place):
-    out, _ = finish(["data", "--recipe", "tiny.toml", "-o", "one"], place)
+@pytest.fixture
+def alone(place, monkeypatch, capsys):
+    """Returns `alone(*arguments)`: what one process, this one, says while it trains to its end."""
+
+    def train(*arguments):
+        monkeypatch.chdir(place)
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.main(["train", *arguments, "--device", "cpu"])
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        out, err = capsys.readouterr()
+        assert not ended.value.code, err
+        return out, err
+
+    return train
+
+
+def test_two_processes_end_with_the_weights_and_scores_of_one(place, alone):
+    out, _ = alone("data", "--recipe", "tiny.toml", "-o", "one")
     assert out.count("one\n") == 1
     one, two = (checkpoint.load_weights(place / name, "last") for name in ("one", "two"))
     for name, weights in one.items():
@@ -109,6 +137,7 @@ def test_two_processes_end_with_the_weights_and_scores_of_one(place):
 
 
 def test_stopped_and_killed_in_either_stage_it_ends_with_the_same_bits(place):
+    """The bits of `two`, which another launcher started."""
     arguments, run = ["data", "--recipe", "tiny.toml", "-o", "broken", "--devices", "2"], place / "broken"
     assert stop_at(start(arguments, place), run, 2, signal.SIGTERM) == 143
     resume = ["--resume", "broken", "--devices", "2"]
@@ -121,10 +150,10 @@ def test_stopped_and_killed_in_either_stage_it_ends_with_the_same_bits(place):
     assert everything(run) == everything(place / "two")
 
 
-def test_another_number_of_processes_goes_on_with_a_warning(place):
+def test_another_number_of_processes_goes_on_with_a_warning(place, alone):
     arguments, run = ["data", "--recipe", "tiny.toml", "-o", "fewer", "--devices", "2"], place / "fewer"
     assert stop_at(start(arguments, place), run, 6, signal.SIGINT) == 130
-    _, said = finish(["--resume", "fewer"], place)
+    _, said = alone("--resume", "fewer")
     assert "the run was made with processes 2 so far and goes on with 1" in said
     assert checkpoint.latest(run).progress.stage == 2
     weights = checkpoint.load_weights(run, "last")
@@ -152,19 +181,6 @@ def test_a_loss_that_is_not_finite_ends_all_processes_and_is_reported_once(place
     report = json.loads((place / "nan" / "nonfinite.json").read_text())
     assert len(report["scans"]) in (15, 16), "the scans of both processes"
     assert "error: the" in err.decode()
-
-
-def test_slurms_tasks_meet_also_where_they_are_counted_in_all(place):
-    shared = {"SLURM_NTASKS": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_JOB_NAME": "train"}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    arguments = ["data", "--recipe", "tiny.toml", "-o", "slurm"]
-    tasks = [start(arguments, place, {"SLURM_PROCID": n, "SLURM_LOCALID": n, **shared}) for n in "01"]
-    for task in tasks:
-        _, err = task.communicate(timeout=200)
-        assert task.returncode == 0, err.decode()
-    assert everything(place / "slurm") == everything(place / "two")
 
 
 @pytest.mark.parametrize(

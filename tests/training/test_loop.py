@@ -34,6 +34,12 @@ def dataset(toy):
     return Dataset.open(toy)
 
 
+@pytest.fixture(scope="module")
+def small(make_toy, tmp_path_factory):
+    """A dataset of four steps an epoch, for what does not depend on how much is learnt."""
+    return Dataset.open(make_toy(tmp_path_factory.mktemp("small") / "dataset", scans=96))
+
+
 def everything(run):
     """All of a run that depends on its seed: the bytes of its weights, metrics and scores."""
     state = {name: (run / "checkpoints" / name / "model.safetensors").read_bytes() for name in ("last", "best")}
@@ -78,10 +84,10 @@ def test_two_stages_learn_what_can_be_learnt_and_touch_no_other_split(dataset, r
     assert set(table["path"]) == kept
 
 
-def test_stage_two_starts_with_a_new_classifier_and_the_old_backbone(dataset, recipe, tmp_path):
+def test_stage_two_starts_with_a_new_classifier_and_the_old_backbone(small, recipe, tmp_path):
     settings = recipe(stage1={"epochs": 1}, stage2={"lr": 1e-9}, checkpoint_every=EVERY_STEP)
     weights = {}
-    with closing(loop.train(settings, dataset, tmp_path / "run", device="cpu")) as events:
+    with closing(loop.train(settings, small, tmp_path / "run", device="cpu")) as events:
         for event in events:
             if isinstance(event, EpochDone) and event.stage == 1:
                 weights["first"] = checkpoint.load_weights(tmp_path / "run", "last")
@@ -107,12 +113,6 @@ def test_every_loss_trains_in_uneven_batches_with_missing_labels_too(make_toy, r
     events = list(loop.train(settings, dataset, tmp_path / "run", device="cpu"))
     assert all(np.isfinite(event.loss) for event in events if isinstance(event, Step))
     assert isinstance(events[-1], Finished)
-
-
-@pytest.fixture(scope="module")
-def small(make_toy, tmp_path_factory):
-    """A dataset of four steps an epoch, for runs that save after each."""
-    return Dataset.open(make_toy(tmp_path_factory.mktemp("small") / "dataset", scans=96))
 
 
 @pytest.fixture(scope="module")
@@ -214,50 +214,50 @@ def test_a_checkpoint_with_a_flipped_byte_is_refused_by_name(small, recipe, tmp_
         list(loop.train(settings, small, run, device="cpu", resume=True))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_scans(dataset, recipe, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_scans(small, recipe, tmp_path):
     settings = recipe(stage1={"optimizer": "sgd", "lr": 1e30}, checkpoint_every="1 d")
     run = tmp_path / "run"
     with pytest.raises(DataError, match=r"stage 1, epoch 1, step 2.*Edema") as raised:
-        list(loop.train(settings, dataset, run, device="cpu"))
+        list(loop.train(settings, small, run, device="cpu"))
     assert raised.value.exit_code == 3
     assert "stage1.lr" in raised.value.fix
     report = json.loads((run / "nonfinite.json").read_text())
     assert (report["stage"], report["epoch"], report["step"]) == (1, 1, 2)
-    assert set(report["scans"]) <= set(dataset.manifest["id"])
+    assert set(report["scans"]) <= set(small.manifest["id"])
     assert len(report["scans"]) in (15, 16)
     assert checkpoint.read_progress(run) is None, "a broken network must not be saved"
 
 
-def test_broken_weights_never_replace_a_sound_checkpoint(dataset, recipe, tmp_path):
+def test_broken_weights_never_replace_a_sound_checkpoint(small, recipe, tmp_path):
     settings = recipe(stage1={"optimizer": "sgd", "lr": 1e300}, checkpoint_every=EVERY_STEP)
     with pytest.raises(DataError, match="no longer finite"):
-        list(loop.train(settings, dataset, tmp_path / "run", device="cpu"))
+        list(loop.train(settings, small, tmp_path / "run", device="cpu"))
     assert checkpoint.read_progress(tmp_path / "run") is None
 
 
-def test_two_writers_of_one_run_are_refused(dataset, recipe, tmp_path):
+def test_two_writers_of_one_run_are_refused(small, recipe, tmp_path):
     run = tmp_path / "run"
-    with closing(loop.train(recipe(), dataset, run, device="cpu")) as events:
+    with closing(loop.train(recipe(), small, run, device="cpu")) as events:
         while not isinstance(next(events), Step):
             pass
         with pytest.raises(UsageError, match="another damcli"):
-            list(loop.train(recipe(), dataset, run, device="cpu", resume=True))
+            list(loop.train(recipe(), small, run, device="cpu", resume=True))
 
 
-def test_a_folder_in_use_is_refused_and_left_alone(dataset, recipe, tmp_path):
+def test_a_folder_in_use_is_refused_and_left_alone(small, recipe, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="not empty"):
-        list(loop.train(recipe(), dataset, tmp_path, device="cpu"))
+        list(loop.train(recipe(), small, tmp_path, device="cpu"))
     assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_what_cannot_be_trained_leaves_no_folder(dataset, recipe, tmp_path):
+def test_what_cannot_be_trained_leaves_no_folder(small, recipe, tmp_path):
     with pytest.raises(UsageError, match="weights"):
-        list(loop.train(recipe(weights="absent.safetensors"), dataset, tmp_path / "run", device="cpu"))
+        list(loop.train(recipe(weights="absent.safetensors"), small, tmp_path / "run", device="cpu"))
     assert not (tmp_path / "run").exists()
 
 
-def test_another_dataset_is_refused_on_resume(dataset, recipe, unbroken, make_toy, tmp_path):
+def test_another_dataset_is_refused_on_resume(recipe, unbroken, make_toy, tmp_path):
     other = Dataset.open(make_toy(tmp_path / "dataset", seed=1))
     with pytest.raises(DataError, match="fingerprint"):
         list(loop.train(recipe(), other, unbroken(recipe()), device="cpu", resume=True))
@@ -277,11 +277,11 @@ def test_findings_without_both_classes_are_said_and_the_last_epoch_is_taken(make
     assert epoch["tune_auroc"] == {"Edema": None, "Fracture": None}
 
 
-def test_precision_is_measured_once_and_kept(dataset, recipe, tmp_path):
+def test_precision_is_measured_once_and_kept(small, recipe, tmp_path):
     run = tmp_path / "run"
     settings = recipe(stage1={"epochs": 0}, stage2={"epochs": 1}, precision="auto")
     chosen = None
-    with closing(loop.train(settings, dataset, run, device="cpu")) as events:
+    with closing(loop.train(settings, small, run, device="cpu")) as events:
         for event in events:
             chosen = event if isinstance(event, PrecisionChosen) else chosen
             if isinstance(event, Step):
@@ -289,11 +289,11 @@ def test_precision_is_measured_once_and_kept(dataset, recipe, tmp_path):
     info = folder.read_run(run)
     assert info.recipe.precision == chosen.precision in ("32", "bf16")
     assert f'precision = "{chosen.precision}"  # measured' in (run / "config.toml").read_text()
-    again = list(loop.train(settings, dataset, run, device="cpu", resume=True))
+    again = list(loop.train(settings, small, run, device="cpu", resume=True))
     assert not any(isinstance(event, PrecisionChosen) for event in again)
 
 
-def test_precision_is_measured_on_as_many_scans_as_a_piece_has(dataset, recipe, tmp_path, monkeypatch):
+def test_precision_is_measured_on_as_many_scans_as_a_piece_has(small, recipe, tmp_path, monkeypatch):
     sizes, measure = [], launch.faster_precision
 
     def measured(device, network, images):
@@ -301,32 +301,32 @@ def test_precision_is_measured_on_as_many_scans_as_a_piece_has(dataset, recipe, 
         return measure(device, network, images)
 
     monkeypatch.setattr(launch, "faster_precision", measured)
-    with closing(loop.train(recipe(precision="auto", accumulate=4), dataset, tmp_path / "run", device="cpu")) as events:
+    with closing(loop.train(recipe(precision="auto", accumulate=4), small, tmp_path / "run", device="cpu")) as events:
         assert any(isinstance(event, PrecisionChosen) for event in events)
     assert sizes == [4]
 
 
-def test_memory_that_is_too_small_to_measure_precision_is_said(dataset, recipe, tmp_path, monkeypatch):
+def test_memory_that_is_too_small_to_measure_precision_is_said(small, recipe, tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(launch, "faster_precision", full)
     with pytest.raises(MachineError, match="not enough memory for a batch"):
-        list(loop.train(recipe(precision="auto"), dataset, tmp_path / "run", device="cpu"))
+        list(loop.train(recipe(precision="auto"), small, tmp_path / "run", device="cpu"))
 
 
-def test_bf16_trains(dataset, recipe, tmp_path):
+def test_bf16_trains(small, recipe, tmp_path):
     settings = recipe(stage1={"epochs": 0}, stage2={"epochs": 1}, precision="bf16")
-    events = list(loop.train(settings, dataset, tmp_path / "run", device="cpu"))
+    events = list(loop.train(settings, small, tmp_path / "run", device="cpu"))
     assert isinstance(events[-1], Finished)
     weights = checkpoint.load_weights(tmp_path / "run", "last")
     assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float32}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_cuda_that_is_not_there_is_the_machines_fault(dataset, recipe, tmp_path):
+def test_cuda_that_is_not_there_is_the_machines_fault(small, recipe, tmp_path):
     with pytest.raises(MachineError, match="CUDA"):
-        list(loop.train(recipe(), dataset, tmp_path / "run", device="cuda"))
+        list(loop.train(recipe(), small, tmp_path / "run", device="cuda"))
     assert not (tmp_path / "run").exists()
 
 

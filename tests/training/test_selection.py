@@ -16,13 +16,14 @@ from damcli.training.events import EpochDone, Finished, Noted, StageStarted, Ste
 
 
 @pytest.fixture(scope="module")
-def dataset(toy):
-    return Dataset.open(toy)
+def dataset(make_toy, tmp_path_factory):
+    """Few scans, for what does not depend on how much is learnt."""
+    return Dataset.open(make_toy(tmp_path_factory.mktemp("small") / "dataset", scans=96))
 
 
 @pytest.fixture(scope="module")
 def folded(make_toy, tmp_path_factory):
-    return Dataset.open(make_toy(tmp_path_factory.mktemp("folded") / "dataset", folds=3))
+    return Dataset.open(make_toy(tmp_path_factory.mktemp("folded") / "dataset", scans=96, folds=3))
 
 
 def test_the_monitored_finding_chooses_the_epoch(dataset, recipe, tmp_path):
@@ -100,7 +101,8 @@ def test_a_fold_that_is_not_there_is_refused(folded, dataset, recipe, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
-def test_stage_two_trains_one_finding_of_stage_ones_two(dataset, recipe, tmp_path):
+def test_stage_two_trains_one_finding_of_stage_ones_two(toy, recipe, tmp_path):
+    dataset = Dataset.open(toy)
     run, settings = tmp_path / "run", recipe({"epochs": 4}, {"epochs": 3, "findings": ["Fracture"]})
     events = list(loop.train(settings, dataset, run, device="cpu"))
     epochs = [event for event in events if isinstance(event, EpochDone)]

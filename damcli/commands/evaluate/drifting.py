@@ -7,7 +7,6 @@ from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,8 +20,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from damcli.bundle.runtime import Model
+    from damcli.data.archives import Place, Refused
+    from damcli.data.inputs import Given
     from damcli.data.store import Dataset
-    from damcli.data.workers import Decoded
+    from damcli.data.workers import Lot
     from damcli.metrics.drift import Reference, Shift
 
 BATCH = 32
@@ -132,12 +133,14 @@ def run(model: Path, scans: Path, device: str = "auto") -> DriftResult:
     prepared = (scans / "dataset.json").is_file()
     batches, total = _of_dataset(opened, scans, counted, notes) if prepared else _of_files(opened, scans, counted)
     lots, parts = [], []
-    for images, scores in console.track(batches, -(-total // BATCH), "drift", unit="batches"):
+    lots_of = None if total is None else -(-total // BATCH)
+    for images, scores in console.track(batches, lots_of, "drift", unit="batches"):
         lots.append(drift.pixel_statistics(images))
         parts.append(scores)
     if not counted.compared:
         name, error = counted.failed[0] if counted.failed else (str(scans), "no file is an image")
-        raise DataError(f"none of the {total} scans could be scored: {error}", where=name)
+        tried = counted.skipped + len(counted.failed)
+        raise DataError(f"none of the {tried} scans could be scored: {error}", where=name)
     columns = dict(zip(opened.info.findings, np.concatenate(parts).T, strict=True))
     if opened.info.encoding and not prepared:
         columns = {}
@@ -191,43 +194,43 @@ def command(subject: Path | None, on: Path | None, drift: Path, output: Path | N
         raise typer.Exit(4)
 
 
-def _of_files(opened: Model, scans: Path, counted: Counted) -> tuple[Iterator[Scored], int]:
-    """Return what yields the images and scores of files, `BATCH` at a time, and how many files there are."""
-    from damcli.commands.predict import find_scans
+def _of_files(opened: Model, scans: Path, counted: Counted) -> tuple[Iterator[Scored], int | None]:
+    """Return what yields the images and scores of files, `BATCH` at a time, and how many files there are, if known."""
+    from damcli.data import inputs
 
-    total = sum(1 for _ in find_scans([scans]))
-    if not total:
+    given = inputs.given([str(scans)])
+    total = given.total()
+    if total == 0:
         raise UsageError("there is no file to score", where=scans, fix="give a folder with scans, or a dataset")
-    return _decoded(opened, scans, counted), total
+    return _decoded(opened, given, counted), total
 
 
-def _decoded(opened: Model, scans: Path, counted: Counted) -> Iterator[Scored]:
+def _decoded(opened: Model, given: Given, counted: Counted) -> Iterator[Scored]:
     import numpy as np
 
-    from damcli.commands.predict import find_scans
-    from damcli.data.workers import cores, decode
+    from damcli.data.workers import batches, cores
 
     names: deque[str] = deque()
 
-    def paths() -> Iterator[Path]:
-        for name, file in find_scans([scans]):
-            names.append(name)
-            yield file
+    def places() -> Iterator[Place | Refused]:
+        for one in given.find():
+            names.append(one.name)
+            yield one.source
 
-    contract = opened.info.contract
-    shape = (contract.size, contract.size) + ((3,) if contract.channels == 3 else ())
-    decoder = cast("Generator[Decoded, None, None]", decode(paths(), contract, cores()))
-    with closing(decoder) as decoded:
-        while lot := [(names.popleft(), scan) for scan in islice(decoded, BATCH)]:
-            kept = [(name, scan.pixels) for name, scan in lot if scan.pixels is not None]
-            counted.failed += [(name, scan.reason) for name, scan in lot if scan.status == "failed"]
-            counted.skipped += sum(scan.status == "skipped" for _, scan in lot)
-            counted.remarks.update(scan.reason for _, scan in lot if scan.status == "ok" and scan.reason)
-            images = np.array([pixels for _, pixels in kept], np.uint8).reshape(len(kept), *shape)
+    lots = cast("Generator[Lot, None, None]", batches(places(), opened.info.contract, cores(), BATCH))
+    with closing(lots):
+        for lot in lots:
+            own = [names.popleft() for _ in lot.scans]
+            named = [name for name, scan in zip(own, lot.scans, strict=True) if scan.status == "ok"]
+            counted.failed += [(n, scan.reason) for n, scan in zip(own, lot.scans, strict=True) if scan.status == "failed"]
+            counted.skipped += sum(scan.status == "skipped" for scan in lot.scans)
+            counted.remarks.update(scan.reason for scan in lot.scans if scan.status == "ok" and scan.reason)
+            images = lot.images.copy()
+            lot.release()
             scores = opened.score(images)
             finite = np.isfinite(scores).all(axis=1)
             broken = np.flatnonzero(~finite).tolist()
-            counted.failed += [(kept[row][0], "the model gave a score that is no number") for row in broken]
+            counted.failed += [(named[row], "the model gave a score that is no number") for row in broken]
             counted.compared += int(finite.sum())
             yield images[finite], scores[finite]
 

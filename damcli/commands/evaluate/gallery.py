@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from damcli.report.page import GalleryItem
 
 SIDE = 320  # pixels of a picture at most
-STRENGTH = 0.6  # of the heat map's colour where it is 1
 NO_NETWORK = {
     "model": "an exported model has no gradients (name its run instead)",
     "folds": "each scan was scored by the network of its fold (name one of the members instead)",
@@ -90,6 +89,7 @@ def gallery(evaluation: Evaluation, device: str = "auto", number: int = 4) -> tu
     """
     import numpy as np
 
+    from damcli.data import overlays
     from damcli.data.store import Dataset
     from damcli.report.page import GalleryItem
 
@@ -109,34 +109,11 @@ def gallery(evaluation: Evaluation, device: str = "auto", number: int = 4) -> tu
                 kind,
                 int(truth.values[row, column]),
                 float(evaluation.scores[row, column]),
-                picture(pixels),
-                None if heat is None else picture(pixels, heat),
+                overlays.picture(pixels, longest=SIDE),
+                None if heat is None else overlays.picture(pixels, heat, SIDE),
             )
         )
     return items, notes
-
-
-def picture(pixels: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32] | None = None) -> bytes:
-    """Return a scan, uint8 (H, W) or (H, W, 3), as PNG; with a heat map (H, W) in [0, 1], on its grey values.
-
-    The heat map's colours (inferno) are evenly spaced to the eye, and cover the scan as far as the map is high.
-    """
-    import cv2
-    import numpy as np
-
-    shown: npt.NDArray = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.ndim == 3 else pixels
-    if heat is not None:
-        grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if pixels.ndim == 3 else pixels
-        colour = cv2.applyColorMap(np.rint(heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
-        cover = STRENGTH * heat[..., None]
-        shown = np.rint((1 - cover) * grey[..., None] + cover * colour).astype(np.uint8)
-    scale = SIDE / max(shown.shape[:2])
-    if scale < 1:
-        size = (max(1, round(shown.shape[1] * scale)), max(1, round(shown.shape[0] * scale)))
-        shown = cv2.resize(shown, size, interpolation=cv2.INTER_AREA)
-    written, content = cv2.imencode(".png", shown)
-    assert written
-    return content.tobytes()
 
 
 def _heats(

@@ -1,0 +1,133 @@
+"""From inputs to the table: what is done with the rows of a prediction, kept where they go to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from damcli import console
+from damcli.errors import DamcliError
+
+if TYPE_CHECKING:
+    from damcli.bundle.pipeline import Draw, Pipeline, Whose
+    from damcli.bundle.runtime import Model
+    from damcli.bundle.table import Row
+    from damcli.commands.predict.about import About
+    from damcli.commands.predict.asked import Asked, Target
+    from damcli.commands.predict.tally import Tally
+    from damcli.data.inputs import Given, Input
+
+    Shown = Callable[[str], str]
+
+
+def shown(hide_paths: bool) -> Shown:
+    """Return what makes of a scan's name the one that is written."""
+    if not hide_paths:
+        return str
+    from damcli.dicom import privacy
+
+    secret = privacy.secret()
+    return lambda name: f"scan-{privacy.pseudonym(secret, 'path', name)}"
+
+
+def whose(known: About, keep_ids: bool) -> Whose:
+    """Return what tells the patient and study of a scan, as pseudonyms unless the ids are kept."""
+    from damcli.bundle import by_unit
+    from damcli.dicom import privacy
+
+    secret = b"" if keep_ids else privacy.secret()
+
+    def whose(one: Input, decoded: Any) -> tuple[str, str]:
+        patient, study = by_unit.ids_of(one, decoded, known.ids.get(one.name))
+        if keep_ids:
+            return patient, study
+        return privacy.pseudonym(secret, "patient", patient), privacy.pseudonym(secret, "study", study)
+
+    return whose
+
+
+def draw(folder: Path, model: Model, shown: Shown) -> Draw:
+    """Return what writes the heat maps of a scan."""
+    from damcli.bundle import heatmaps
+
+    return lambda one, pixels, cams: heatmaps.write(folder, shown(one.name), model.info.findings, pixels, cams)
+
+
+def stream(
+    given: Given, total: int | None, target: Target, pipeline: Pipeline, want: Asked, tally: Tally, shown: Shown
+) -> None:
+    """Write the table to stdout as the rows come; nothing is kept of it."""
+    from damcli.bundle import table
+
+    def rows() -> Iterator[Row]:
+        for scored in pipeline.rows(given.find(*target.own)):
+            yield from tally.counted([row._replace(path=shown(row.path)) for row in scored.rows])
+
+    findings = pipeline.model.info.findings
+    table.write(None, target.form, want.columns(findings), _by(want, console.track(rows(), total, "predict")))
+
+
+def keep(
+    given: Given,
+    total: int | None,
+    target: Target,
+    pipeline: Pipeline,
+    want: Asked,
+    tally: Tally,
+    shown: Shown,
+    settings: dict[str, Any],
+) -> None:
+    """Write the table, or those of units and scans; every lot that was scored is kept until then."""
+    from damcli.bundle import journal, table
+
+    assert target.path is not None
+    with journal.open(target.path, settings) as kept, _kept_said():
+        rest = kept.resume(given.find(*target.own), shown)
+        if kept.note:
+            console.note(kept.note)
+        if kept.done:
+            console.note(f"{kept.done} inputs were done before: going on behind them")
+            for row in kept.rows():
+                tally.add([row])
+
+        def rows() -> Iterator[Row]:
+            for scored in pipeline.rows(rest):
+                found = [row._replace(path=shown(row.path)) for row in scored.rows]
+                kept.append(scored.inputs, found)
+                yield from tally.counted(found)
+
+        left = None if total is None else total - kept.done
+        for _ in console.track(rows(), left, "predict"):
+            pass
+        findings = pipeline.model.info.findings
+        if target.scans is not None:
+            table.write(target.scans, target.form, want.scan_columns(findings), kept.rows())
+        table.write(target.path, target.form, want.columns(findings), _by(want, kept.rows()))
+        kept.finish()
+
+
+def _by(want: Asked, rows: Iterable[Row]) -> Iterable[Row]:
+    """Return the rows of what is asked for, from those of scans; what has no id is said."""
+    from damcli.bundle import by_unit
+
+    if want.by == "scan":
+        return rows
+    made = by_unit.rows(want.by, rows, want.reduce)
+    if made.alone:
+        fix = f"--metadata CSV may name it in a column {want.by}"
+        console.warn(f"{made.alone} scans have no {want.by} id: each has a row of its own ({fix})")
+    if made.skipped:
+        console.note(f"{made.skipped} files are no image and of no {want.by}: they are in the table of scans alone")
+    return made
+
+
+@contextmanager
+def _kept_said() -> Iterator[None]:
+    """Say, of a run that is cut off, that it can go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, DamcliError):
+        console.note("what was scored is kept: the same command goes on from there")
+        raise
