@@ -39,14 +39,8 @@ PATIENT, STUDY = "ZQPLANT-0815", "1.2.3.86420975.1"
 MARKS = ("zqplant", "86420975", "86.420975", "19340217", "1934-02-17", "031415.926535", "093y")
 BY_KIND = {
     **dict.fromkeys(("AE", "CS", "LO", "LT", "SH", "ST", "UC", "UR", "UT"), "ZQPLANT"),
-    "PN": "Zqplant^Anna=Zqplant",
-    "UI": "1.2.3.86420975",
-    "DA": "19340217",
-    "TM": "031415.926535",
-    "DT": "19340217031415.926535",
-    "AS": "093Y",
-    "DS": "86.420975",
-    "IS": "86420975",
+    **{"PN": "Zqplant^Anna=Zqplant", "UI": "1.2.3.86420975", "DS": "86.420975", "IS": "86420975"},
+    **{"DA": "19340217", "TM": "031415.926535", "DT": "19340217031415.926535", "AS": "093Y"},
 }
 PATHS = ("whole", "notes", "more.zip", ".dcm", ".pgm")  # of the names of the files
 # Elements that decide how the pixels are shown: in `spoiled` they are planted one by one.
@@ -78,8 +72,8 @@ def image(number: int) -> Dataset:
 
 def everywhere(made: Dataset) -> Dataset:
     """The image with a planted text in every element of the standard that holds one, in items and private ones too."""
-    for tag, (kind, _, _, retired, keyword) in DicomDictionary.items():
-        if kind in BY_KIND and keyword not in SHOWN and Tag(tag) not in made and Tag(tag).group > 2 and not retired:
+    for tag, (kind, _, _, _, keyword) in DicomDictionary.items():
+        if kind in BY_KIND and keyword not in SHOWN and Tag(tag) not in made and Tag(tag).group > 2:
             made.add(DataElement(tag, kind, BY_KIND[kind], validation_mode=pydicom.config.IGNORE))
     table = Dataset()
     table.LUTDescriptor, table.LUTExplanation, table.LUTData = [4096, 0, 16], "ZQPLANT", bytes(range(256)) * 32

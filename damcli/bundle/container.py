@@ -189,7 +189,10 @@ def read(path: Path) -> Opened:
         raise UsageError("there is no such model", where=path, fix="make one: damcli export")
     if path.stat().st_size > MAX_BYTES:
         raise DataError("this is no model of damcli: it is larger than 2 GiB", where=path)
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"this model cannot be read: {error.strerror}", where=path) from error
     try:
         model = onnx.ModelProto.FromString(data)
     except DecodeError:

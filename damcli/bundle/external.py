@@ -119,7 +119,11 @@ def find(external: External, folder: Path) -> Path:
         )
     if path.resolve().parent != folder:
         raise DataError("the model's weights lie outside its folder, behind a link", fix="put the file itself there")
-    if path.stat().st_size != external.bytes or files.sha256(path) != external.sha256:
+    try:
+        whole = path.stat().st_size == external.bytes and files.sha256(path) == external.sha256
+    except OSError as error:
+        raise DataError(f"the file of the model's weights, {name!r}, cannot be read: {error.strerror}") from error
+    if not whole:
         raise DataError(
             f"the file of the model's weights, {name!r}, is damaged or that of another model",
             fix="copy it again together with the model, or export it again",

@@ -71,6 +71,13 @@ def test_a_path_that_is_no_file(tmp_path):
             container.read(path)
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="a file that cannot be read is needed")
+def test_a_file_that_cannot_be_read_is_said(tmp_path):
+    (tmp_path / "m.onnx").symlink_to("/proc/self/mem")
+    with pytest.raises(DataError, match="cannot be read: Input/output error"):
+        container.read(tmp_path / "m.onnx")
+
+
 def test_a_file_beyond_protobuf_is_not_loaded(tmp_path):
     with (tmp_path / "m.onnx").open("wb") as file:
         file.truncate(2**31)
@@ -333,11 +340,16 @@ def test_metadata_with_any_value_exchanged_are_refused_or_sound(plain, tmp_path)
     assert refused > 100
 
 
-def test_random_edits_under_a_seal_that_fits_are_refused_or_sound(plain, tmp_path):
-    whole = unsealed(plain).SerializeToString()
+@pytest.mark.parametrize("limit", [10_000, 10**9])
+def test_random_edits_under_a_seal_that_fits_are_refused_or_sound(hand_made, tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(container, "MAX_INLINE", limit)
+    path = tmp_path / "m.onnx"
+    info = container.write(path, *hand_made())
+    assert bool(info.external) == (limit == 10_000)
+    whole = unsealed(path).SerializeToString()
     rng = np.random.default_rng(0)
     refused = 0
-    for _ in range(1500):
+    for _ in range(1000):
         body = bytearray(whole)
         for _ in range(rng.integers(1, 5)):
             at, length = int(rng.integers(len(body))), int(rng.integers(1, 40))
@@ -351,7 +363,7 @@ def test_random_edits_under_a_seal_that_fits_are_refused_or_sound(plain, tmp_pat
             else:
                 body[at:at] = rng.bytes(length)
         try:
-            container.read(sealed_bytes(tmp_path / "m.onnx", bytes(body)))
+            container.read(sealed_bytes(path, bytes(body)))
         except DataError:
             refused += 1
-    assert refused > 500
+    assert refused > 300

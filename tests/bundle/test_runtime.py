@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from damcli.bundle import container, providers, runtime
+from damcli.bundle import container
 from damcli.bundle.runtime import Model
-from damcli.errors import DataError, MachineError
+from damcli.errors import DataError
 
 
 def test_a_graph_that_cannot_run_is_refused(model_file, tmp_path):
@@ -31,35 +31,6 @@ def test_images_of_another_shape_or_type_are_our_mistake(model_file):
         with pytest.raises(ValueError, match="images must be uint8"):
             model.score(images)
     assert model.score(np.zeros((0, 48, 48, 1), np.uint8)).shape == (0, 2)
-
-
-@pytest.mark.skipif(providers.gpus() > 0, reason="this machine has a GPU")
-def test_without_a_gpu_the_cpu_is_taken_and_said(model_file, capfd):
-    asked = Model.open(model_file, "cuda")
-    assert asked.provider == runtime.CPU
-    assert asked.fell_back
-    assert asked.provider_note
-    assert not Model.open(model_file, "auto").fell_back
-    with pytest.raises(MachineError, match="GPU is required"):
-        Model.open(model_file, "auto", require_gpu=True)
-    assert capfd.readouterr().out == ""
-
-
-@pytest.mark.skipif(providers.gpus() > 0, reason="this machine has a GPU")
-def test_a_silent_fall_back_of_onnx_runtime_is_seen_in_the_session(model_file, monkeypatch, capfd):
-    monkeypatch.setattr(providers, "gpus", lambda: 1)
-    model = Model.open(model_file, "auto")
-    assert model.provider == runtime.CPU
-    assert model.fell_back
-    assert "fell back" in model.provider_note
-    assert capfd.readouterr().out == ""
-
-
-@pytest.mark.gpu
-def test_on_a_gpu_the_scores_are_those_of_the_cpu(model_file, draw):
-    model = Model.open(model_file, "auto", require_gpu=True)
-    assert model.provider == runtime.CUDA
-    np.testing.assert_allclose(model.score(draw(9)), Model.open(model_file, "cpu").score(draw(9)), atol=1e-3)
 
 
 def test_scoring_needs_no_torch(model_file):

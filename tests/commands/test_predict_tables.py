@@ -1,0 +1,111 @@
+"""The tables of `damcli predict` beyond scores: who is positive, whose scan it is, a row for each study or patient."""
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from damcli.cli import main
+
+FINDINGS = ("Edema", "Mass", "Pneumonia")
+NAMES = [f"patient{patient}/study{study}/{view}.png" for patient, study, view in ((7, 1, 1), (7, 1, 2), (7, 2, 1))]
+NAMES += ["patient8/study1/1.png"]
+SECRET = "a secret of the test"
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+    """A model with operating points for two of its findings: nothing is known of Mass."""
+    import torch
+
+    from damcli.bundle import build
+    from damcli.data.images import Contract
+    from damcli.deepauc.network import Classifier
+    from damcli.metrics.decisions import decide
+    from damcli.metrics.operating import Rule
+
+    torch.manual_seed(0)
+    origin = dict.fromkeys(("run", "recipe", "loss", "dataset", "weights_sha256"), "toy") | {"seed": 0}
+    network = Classifier("test_resnet", 3).eval()
+    member = build.Member(network, FINDINGS, Contract(size=64, channels=1), origin)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 64, 64), dtype=np.uint8)
+    with torch.no_grad():
+        scores = network(network.as_input(torch.from_numpy(images))).sigmoid().numpy()
+    truth = (scores > np.median(scores, axis=0)).astype(float)
+    truth[:, 1] = np.nan
+    path = tmp_path_factory.mktemp("model") / "toy.onnx"
+    build.export([member], path, images, decisions=decide(FINDINGS, truth, scores, [Rule.parse("youden")]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """Four scans of three studies of two patients, one of them broken, and a file that is none."""
+    folder = tmp_path_factory.mktemp("data") / "scans"
+    rng = np.random.default_rng(1)
+    for name in NAMES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (80, 70), dtype=np.uint8)).save(folder / name)
+    broken = folder / NAMES[1]
+    broken.write_bytes(broken.read_bytes()[:200])
+    (folder / "notes.txt").write_text("none\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def secret(monkeypatch):
+    monkeypatch.setenv("DAMCLI_SECRET", SECRET)
+
+
+def table(scans, model_file, out, *options):
+    """Predict, one scan being broken; return the table as read by polars."""
+    with pytest.raises(SystemExit) as end:
+        main(["predict", str(scans), "--model", str(model_file), "-o", str(out), "--workers", "0", "-q", *options])
+    assert end.value.code == 4
+    return read(out)
+
+
+def read(path):
+    readers = {".csv": pl.read_csv, ".json": pl.read_json, ".jsonl": pl.read_ndjson, ".parquet": pl.read_parquet}
+    return readers[path.suffix](path)
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "jsonl", "parquet"])
+def test_a_threshold_adds_who_is_positive_where_it_is_known(scans, model_file, tmp_path, form):
+    from damcli.bundle.runtime import read_info
+
+    frame = table(scans, model_file, tmp_path / f"s.{form}", "--threshold", "youden")
+    positives = [f"{finding}:positive" for finding in ("Edema", "Pneumonia")]
+    assert frame.columns == ["path", "status", "error", *FINDINGS, *positives]
+    assert frame["status"].to_list() == ["skipped", "ok", "failed", "ok", "ok"]
+    points = read_info(model_file).decisions.points["youden"]
+    for name in positives:
+        finding = name.partition(":")[0]
+        scores = frame[finding].cast(pl.Float32).cast(pl.Float64)
+        expected = (scores >= points[finding].threshold).to_list()
+        assert frame[name].cast(pl.Boolean).to_list() == expected
+        assert expected.count(None) == 2
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_by_study_there_is_a_row_for_each_and_the_scans_beside(scans, model_file, tmp_path, form):
+    frame = table(scans, model_file, tmp_path / f"s.{form}", "--by", "study", "--keep-ids")
+    assert frame.columns == ["study", "status", "error", *FINDINGS, "patient", "scans", "scans_failed"]
+    beside = read(tmp_path / f"s-scans.{form}")
+    assert beside.columns == ["path", "status", "error", *FINDINGS, "patient", "study"]
+    assert beside["path"].to_list() == ["notes.txt", *NAMES]
+    assert frame["study"].to_list() == beside["study"][1:].unique(maintain_order=True).to_list()
+    assert [row[-2:] for row in frame.rows()] == [(2, 1), (1, 0), (1, 0)]
+    # Two scans, of which one has a score: that is the study's.
+    assert frame.select(FINDINGS).rows() == beside[[1, 3, 4]].select(FINDINGS).rows()
+
+
+def test_ids_are_pseudonyms_of_the_secret_unless_they_are_kept(scans, model_file, tmp_path):
+    from damcli.dicom.privacy import pseudonym
+
+    kept = table(scans, model_file, tmp_path / "kept.csv", "--by", "patient", "--keep-ids")
+    hidden = table(scans, model_file, tmp_path / "hidden.csv", "--by", "patient")
+    assert len(kept) == 2
+    assert hidden["patient"].to_list() == [pseudonym(SECRET.encode(), "patient", one) for one in kept["patient"]]
+    assert hidden.drop("patient").equals(kept.drop("patient"))
