@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from damcli.cli import app, main
+from damcli.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ["prepare", "train", "evaluate", "export", "predict", "demo", "reproduce", "info"]
@@ -85,16 +85,13 @@ def test_ci_runs_the_test_command_of_the_readme():
         (["predict", "not-here"], 2, "not-here"),
     ],
 )
-def test_bad_input_is_a_message_and_a_code(arguments, code, message, tmp_path, monkeypatch, capfd):
+def test_bad_input_is_a_message_and_a_code(arguments, code, message, tmp_path, monkeypatch, run_here):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    out, err = capfd.readouterr()
+    ended, out, err = run_here(*arguments)
     assert message in err
     assert "Traceback" not in err
     assert err.startswith("error: ")
-    assert ended.value.code == code, err
-    assert out == ""
+    assert (ended, out) == (code, ""), err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -79,11 +79,12 @@ def open(target: Path, settings: Mapping[str, Any]) -> Iterator[Journal]:
 class Journal:
     """The finished rows of one table.
 
-    `done` counts the rows that `resume` kept; `note` says in words why it dropped others, "" where it dropped none.
+    `done` counts the rows that `resume` kept, `holds` all that there are now; `note` says in words why `resume` dropped
+    others, "" where it dropped none.
     """
 
     def __init__(self, path: Path, file: io.FileIO, settings: Mapping[str, Any]) -> None:
-        self.path, self.done, self.note = path, 0, ""
+        self.path, self.done, self.holds, self.note = path, 0, 0, ""
         self._file = file
         self._settings: dict[str, Any] = json.loads(json.dumps(settings))
         # Where the lots begin and end; what the file holds behind them is not ours.
@@ -104,6 +105,7 @@ class Journal:
             if held == self._settings:
                 self._begin = self._end = file.tell()
                 taken = self._keep(file, inputs, shown)
+        self.holds = self.done
         with files.disk_errors(self.path):
             if held == self._settings:
                 self._file.truncate(self._end)
@@ -118,6 +120,7 @@ class Journal:
         """Add one lot: the rows of `inputs`, in their order. All lots have the same number but the last."""
         assert len(inputs) == len(rows) > 0, "a lot is a row for each of its inputs"
         self._write({"inputs": _digest(inputs, (row.path for row in rows)), "rows": [_fields(row) for row in rows]})
+        self.holds += len(rows)
         if time.monotonic() - self._synced > UNSYNCED_SECONDS:
             self._sync()
 

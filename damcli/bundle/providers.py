@@ -54,12 +54,13 @@ def start(
         reasons = []
         for provider in {"cpu": (), "tensorrt": (TENSORRT, CUDA)}.get(device, (CUDA,)):
             try:
-                found = _on_gpus(provider, model, folder, fp16)
+                found, lost = _on_gpus(provider, model, folder, fp16)
             except Exception as error:
                 # The bindings raise a dozen unrelated classes. If the graph is at fault, the CPU refuses it too.
                 reasons.append(f"{_NAMES[provider]} does not run ({first_line(error)})")
             else:
                 used = f"{len(found)} GPU{'s' if len(found) > 1 else ''} by {_NAMES[provider]}"
+                reasons += lost
                 return Started(tuple(found), provider, "; ".join([used, *reasons]), bool(reasons))
         try:
             engine = OnnxRuntime(_session(model, [CPU], threads, folder))
@@ -72,8 +73,8 @@ def start(
     return Started((engine,), CPU, "the CPU, since " + "; ".join(reasons), True)
 
 
-def _on_gpus(provider: str, model: bytes, folder: Path | None, fp16: bool) -> list[Engine]:
-    """Start a session on every GPU. Raises whatever keeps one of them from running there."""
+def _on_gpus(provider: str, model: bytes, folder: Path | None, fp16: bool) -> tuple[list[Engine], list[str]]:
+    """Start a session on every GPU; return those that run, and why others do not. Raises if none does."""
     import onnxruntime as ort
 
     if not gpus():
@@ -88,15 +89,26 @@ def _on_gpus(provider: str, model: bytes, folder: Path | None, fp16: bool) -> li
             import tensorrt  # noqa: F401 - loads the libraries of NVIDIA's wheel
         chain.insert(0, (TENSORRT, _tensorrt_options(model, fp16)))
     engines: list[Engine] = []
+    lost = []
     for number in range(gpus()):
         own = [(name, {**options, "device_id": str(number)}) for name, options in chain]
-        session = _session(model, [*own, CPU], None, folder)
-        if session.get_providers()[0] != provider:
-            raise MachineError(f"ONNX Runtime fell back, its libraries did not load: {_GPU_PACKAGE}")
-        engine = OnnxRuntime(session)
-        engine.run({port.name: _blank(port) for port in session.get_inputs()}, [OUTPUT])
-        engines.append(engine)
-    return engines
+        try:
+            engines.append(_on_gpu(provider, _session(model, [*own, CPU], None, folder)))
+        except Exception as error:
+            # One of several may be too old, or full.
+            lost.append(f"GPU {number} does not run ({first_line(error)})")
+    if not engines:
+        raise MachineError("; ".join(lost))
+    return engines, lost
+
+
+def _on_gpu(provider: str, session: onnxruntime.InferenceSession) -> Engine:
+    """Score one scan. Raises `MachineError` if the session runs elsewhere, or fails."""
+    if session.get_providers()[0] != provider:
+        raise MachineError(f"ONNX Runtime fell back, its libraries did not load: {_GPU_PACKAGE}")
+    engine = OnnxRuntime(session)
+    engine.run({port.name: _blank(port) for port in session.get_inputs()}, [OUTPUT])
+    return engine
 
 
 def _tensorrt_options(model: bytes, fp16: bool) -> dict[str, str]:

@@ -24,7 +24,9 @@ from damcli import files
 from damcli.data.sources import need, parse_labels, read_csv
 from damcli.errors import DataError, UsageError
 
-NO_FINDINGS = ("path", "status", "error", "patient", "study")
+NO_FINDINGS = ("path", "status", "error", "patient", "study", "scans", "scans_failed")
+# A column of calls by a threshold is called after its finding.
+CALLS = ":positive"
 # Predict puts a quote before a name that a spreadsheet would take for a formula.
 QUOTED_FORMULA = r"^'([=+\-@\t\r])"
 DECIMAL_COMMA = r"[-+]?\d*,\d+"
@@ -65,10 +67,9 @@ class ScanTable:
     def of(cls, path: Path, frame: pl.DataFrame) -> ScanTable:
         """Return the table that `frame`, read from `path`, is. Raises `DataError` as `read`."""
         need(frame, ["path"], path, fix="name the column of scan paths `path`, as damcli predict does")
-        names = text(frame["path"], path)
-        if path.suffix != ".parquet":
-            names = names.str.replace(QUOTED_FORMULA, "$1")
-        frame = frame.with_columns(names.alias("path"))
+        for name in ("path", *(column for column in ("patient", "study") if column in frame.columns)):
+            ids = text(frame[name], path)
+            frame = frame.with_columns(ids if path.suffix == ".parquet" else ids.str.replace(QUOTED_FORMULA, "$1"))
         rows = np.arange(1, len(frame) + 1)
         if "status" in frame.columns:
             status = text(frame["status"], path).str.strip_chars().str.to_lowercase()
@@ -85,7 +86,7 @@ class ScanTable:
     @property
     def names(self) -> list[str]:
         """The columns that may be findings."""
-        return [name for name in self.frame.columns if _plain(name) not in NO_FINDINGS]
+        return [name for name in self.frame.columns if _plain(name) not in NO_FINDINGS and not name.endswith(CALLS)]
 
     @property
     def patients(self) -> list[str] | None:

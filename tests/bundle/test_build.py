@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from damcli.bundle import build, graph
 from damcli.bundle.runtime import Model
 from damcli.data import augment
+from damcli.deepauc.network import Classifier
 from damcli.errors import DataError, GateError, UsageError
 from damcli.recipes import Augmentation
 
@@ -71,6 +72,79 @@ def test_an_ensemble_of_other_backbones_sizes_and_findings_is_the_mean_of_those_
     card = (tmp_path / "ensemble.onnx.md").read_text(encoding="utf-8")
     for word in ("Edema", "Pneumonia", "run-1", "run-2", "test_efficientnet", "uint8 (N, 60, 60, 1)", "none yet"):
         assert word in card
+
+
+def test_three_backbones_of_two_sizes_are_the_weighted_mean_of_each_by_pytorch(make_member, draw, tmp_path):
+    """A convolutional network, one of tokens whose size is fixed, and one that ends in a norm."""
+    weights = ({"Edema": 2.0, "Mass": 0.5}, {"Edema": 0.25}, {"Mass": 0.0})
+    members = [
+        replace(make_member(findings, backbone, size=size, seed=number), weights=own)
+        for number, (findings, backbone, size, own) in enumerate(
+            [
+                (["Edema", "Mass"], "test_efficientnet", 96, weights[0]),
+                (["Edema"], "test_vit", 160, weights[1]),
+                (["Mass", "Edema"], "test_convnext", 96, weights[2]),
+            ]
+        )
+    ]
+    images, path = np.pad(draw(5, size=144), ((0, 0), (8, 8), (8, 8), (0, 0))), tmp_path / "three.onnx"
+    info = build.export(members, path, images)
+    lower = [cv2.resize(scan.astype(np.float32), (96, 96), interpolation=cv2.INTER_AREA) for scan in images[..., 0]]
+    lower = torch.from_numpy(np.stack(lower))[:, None] / 255
+    with torch.no_grad():
+        a, c = (members[k].network(lower).sigmoid().numpy() for k in (0, 2))
+    b = by_torch(members[1], images)
+    expected = np.stack([(2 * a[:, 0] + 0.25 * b[:, 0] + c[:, 1]) / 3.25, a[:, 1]], 1)
+    model = Model.open(path, "cpu")
+    np.testing.assert_allclose(model.score(images), expected, atol=1e-5)
+    np.testing.assert_allclose(model.score(images[3:4]), expected[3:4], atol=1e-5)
+    assert tuple(member.weights for member in info.members) == weights
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (({"Mass": 1.0}, {}), "a weight is given for 'Mass', which run-0 does not have"),
+        (({"Edema": -1.0}, {}), "a number of at least 0, got -1 for Edema"),
+        (({"Edema": float("nan")}, {}), "a number of at least 0, got nan"),
+        (({"Edema": 0.0}, {"Edema": 0.0}), "all that have the finding 'Edema' have the weight 0"),
+    ],
+)
+def test_weights_that_make_no_mean_are_refused(make_member, given, why):
+    members = [replace(make_member(["Edema"], seed=seed), weights=own) for seed, own in enumerate(given)]
+    with pytest.raises(UsageError, match=why):
+        build.check(members)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "size", "maps"),
+    [
+        ("densenet121", 320, True),
+        ("densenet201", 224, True),
+        ("inception_resnet_v2", 299, True),
+        ("efficientnet_b0", 224, True),
+        ("efficientnet_b5", 256, True),
+        ("resnet18", 224, True),
+        ("resnet50", 224, True),
+        ("convnext_tiny", 224, False),
+        ("vit_small_patch16_224", 224, False),
+    ],
+)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_real_backbones_equal_pytorch(make_member, tmp_path, capsys, backbone, size, maps, precision):
+    """Random weights, as a network begins; untrained running statistics keep its values in range."""
+    torch.manual_seed(0)
+    member = make_member(["Edema", "Fracture"])
+    network = Classifier(backbone, 2).eval()
+    member = replace(member, network=network, contract=member.contract.model_copy(update={"size": size}))
+    images = np.random.default_rng(0).integers(0, 256, (3, size, size, 1), dtype=np.uint8)
+    path = tmp_path / "real.onnx"
+    info = build.export([member], path, images, precision=precision, maps=maps, force=precision == "fp16")
+    np.testing.assert_allclose(Model.open(path, "cpu").score(images[1:2]), by_torch(member, images[1:2]), atol=2e-3)
+    with capsys.disabled():
+        print(f"\n{backbone} {size} {precision}: {info.parity.max_difference:.1e}, {path.stat().st_size / 1e6:.1f} MB")
+    assert info.parity.max_difference < (1e-5 if precision == "fp32" else 2e-3)
 
 
 def test_colour_scans_keep_their_channels_apart(make_member, draw, tmp_path, capfd):

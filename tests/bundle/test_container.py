@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -71,7 +72,7 @@ def test_a_path_that_is_no_file(tmp_path):
             container.read(path)
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="a file that cannot be read is needed")
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that cannot be read is needed")
 def test_a_file_that_cannot_be_read_is_said(tmp_path):
     (tmp_path / "m.onnx").symlink_to("/proc/self/mem")
     with pytest.raises(DataError, match="cannot be read: Input/output error"):

@@ -5,9 +5,9 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections import Counter
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -125,9 +125,8 @@ from pathlib import Path
 import onnx
 from damcli.bundle import container, schema
 
-before, work, limit = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+before, work = Path(sys.argv[1]), Path(sys.argv[1], "work")
 model, info = onnx.load(before / "new.onnx"), schema.ModelInfo.model_validate_json((before / "new.json").read_text())
-container.MAX_INLINE = limit
 os.fsync = lambda file: None  # a process is killed, not the machine
 container.write(before / "first.onnx", onnx.load(before / "new.onnx"), info)  # imports what a write needs
 
@@ -146,45 +145,44 @@ def writes(last):
     container.write(work / "m.onnx", model, info)
     os._exit(0)
 
-last, done = 0, False
-while not done:
-    last += 1
-    shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(before / "old", work)
-    done = writes(last)
-    print(container.read(work / "m.onnx").info.created, end=" ")
-    assert writes(-1)
-    assert container.read(work / "m.onnx").info.created == "new"
-    print(*sorted(file.name for file in work.iterdir()))
+for case in sys.argv[2:]:
+    old, container.MAX_INLINE = case.split()[0], int(case.split()[1])
+    last, done = 0, False
+    while not done:
+        last += 1
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(before / old, work)
+        done = writes(last)
+        print(case, container.read(work / "m.onnx").info.created, end=" ")
+        assert writes(-1)
+        assert container.read(work / "m.onnx").info.created == "new"
+        print(*sorted(file.name for file in work.iterdir()))
 """
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("limits", [(LARGE, LARGE), (LARGE, SMALL), (SMALL, LARGE)])
-def test_killed_at_any_moment_the_old_model_or_the_new_one_is_whole(hand_made, tmp_path, monkeypatch, limits):
-    import onnx
-
-    monkeypatch.setattr(container, "MAX_INLINE", limits[0])
-    model, info = hand_made(0)
-    old = container.write(tmp_path / "old" / "m.onnx", model, info.model_copy(update={"created": "old"})).external
+def test_killed_at_any_moment_the_old_model_or_the_new_one_is_whole(hand_made, put, tmp_path):
+    put(0, LARGE, "large/m.onnx"), put(0, SMALL, "small/m.onnx")
     model, info = hand_made(1)
     onnx.save(model, tmp_path / "new.onnx")
     (tmp_path / "new.json").write_text(info.model_copy(update={"created": "new"}).model_dump_json())
-    arguments = [sys.executable, "-c", KILLER, tmp_path, tmp_path / "work", str(limits[1])]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    cases = [f"large {LARGE}", f"large {SMALL}", f"small {LARGE}"]
+    arguments = [sys.executable, "-c", KILLER, tmp_path, *cases]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
-    found = Counter(line[0] for line in lines)
-    assert found["old"] >= 4
-    assert found["new"] >= 1
-    # The old one until the new one, never back.
-    assert [line[0] for line in lines] == ["old"] * found["old"] + ["new"] * found["new"]
-    for _, *left in lines:
-        files = {name for name in left if not name.startswith(".m.")}
-        assert "m.onnx" in files
-        # The old second file is all that may be left over, where the next operation was its removal.
-        strangers = files - {"m.onnx", *(name for name in lines[-1][1:])}
-        assert strangers <= {old and old.file}
-        if limits[1] == LARGE:
-            assert len(files) == len(left), "hidden files of a killed writer are removed by the next"
-    assert sum(bool(old) and old.file in line for line in lines) <= 2
+    old = names(tmp_path / "large") - {"m.onnx"}
+    for case in cases:
+        lines = [line.removeprefix(case).split() for line in done.stdout.splitlines() if line.startswith(f"{case} ")]
+        read = [line[0] == "new" for line in lines]
+        assert sum(read) >= 1
+        assert len(read) - sum(read) >= 4
+        assert read == sorted(read), "the old one until the new one, never back"
+        left = [set(line[1:]) for line in lines]
+        if case.endswith(str(LARGE)):
+            assert not any(name.startswith(".") for name in set.union(*left)), "what a killed one hid is removed"
+        # The last one was not killed. The old second file stays where the next operation was its removal.
+        unbroken = left[-1]
+        more = [{name for name in files - unbroken if not name.startswith(".m.")} for files in left]
+        assert all(files in (set(), old) for files in more)
+        assert sum(map(bool, more)) <= 2
+        assert all(files >= unbroken for files in left)

@@ -1,24 +1,8 @@
-"""damcli called in this process, as a command line."""
-
-import signal
+"""Pictures in commands' outputs are drawn small: how they look is tested in `report`."""
 
 import pytest
 
-from damcli.cli import main
 
-
-@pytest.fixture
-def run_here(capsys):
-    """Returns `run_here(*arguments)`: the exit code, stdout and stderr of damcli in this process."""
-
-    def run(*arguments):
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            with pytest.raises(SystemExit) as ended:
-                main([str(argument) for argument in arguments])
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return run
+@pytest.fixture(autouse=True)
+def _small_pictures(monkeypatch):
+    monkeypatch.setattr("damcli.report.plots.DPI", 20)

@@ -393,7 +393,8 @@ def test_a_prevalence_is_of_a_finding_that_is_there(run: Path, toy: Path, run_he
 
 def test_the_page_has_every_part_that_was_asked_for_and_no_identifier(run: Path, toy: Path, run_here: Damcli) -> None:
     code, _, err = run_here(
-        "evaluate", *FEW, run, toy, "--gallery", "--calibrate", "temperature", "--operating", "youden", "--subgroups", "view",
+        "evaluate", *FEW, run, toy, "--gallery", "--calibrate", "temperature", "--operating", "youden",
+        "--subgroups", "view",
     )  # fmt: skip
     assert code == 0, err
     page = (run / "evaluation-valid" / "report.html").read_text(encoding="utf-8")

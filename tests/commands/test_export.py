@@ -127,6 +127,65 @@ def test_a_damaged_run_another_contract_and_other_bad_input(runs, toy, make_toy,
     assert not list(tmp_path.glob("*.onnx*"))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--combine", "rank-mean"], "its score would change with the scans predicted with it"),
+        (["--combine", "max"], "cannot be combined by 'max'"),
+        (["--precision", "int8"], "int8 is not offered: measured"),
+        (["--precision", "fp8"], "choose fp32 or fp16"),
+        (["--force"], "fp32 has to agree with PyTorch, and is never forced"),
+        (["--weights", "1"], "weights are 2 numbers of at least 0, one for each run, got '1'"),
+        (["--weights", "1,x"], "--weights FINDING=2,1 for one"),
+        (["--weights", "nan,1"], "at least 0"),
+        (["--weights", "1,-1"], "at least 0"),
+        (["--weights", "2,1", "--weights", "1,2"], "given twice for all findings"),
+        (["--weights", "Edema=2,1", "--weights", "Edema=2,1"], "given twice for Edema"),
+        (["--weights", "Mass=2,1"], "no run has the finding 'Mass'"),
+        (["--weights", "0,1"], "weighs 0 in all its findings"),
+        (["--cam", "--tta", "3"], "test-time augmentation has none"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused_with_the_reason(runs, tmp_path, capfd, options, message):
+    export(*runs, "-o", "m.onnx", *options, code=2)
+    shown = " ".join(capfd.readouterr().err.split())
+    assert message in shown
+    assert not list(tmp_path.glob("*.onnx*"))
+
+
+def test_weights_by_finding_maps_and_terms_are_in_the_file(runs, toy, tmp_path, capfd):
+    words = ["--license", "CC BY 4.0", "--intended-use", "Research on adults."]
+    export(*runs, "-o", "m.onnx", "--weights", "2,1", "--weights", "Edema=1,3", *words)
+    assert "parity: scores differ from PyTorch's by at most" in capfd.readouterr().err
+    model = Model.open(tmp_path / "m.onnx", "cpu")
+    images = Dataset.open(toy).read(np.arange(12))
+    first, second = (by_torch(run, images) for run in runs)
+    edema, fracture = (first[:, 0] + 3 * second[:, 0]) / 4, (2 * first[:, 1] + second[:, 1]) / 3
+    np.testing.assert_allclose(model.score(images), np.stack([edema, fracture], 1), atol=1e-5)
+    assert [member.weights for member in model.info.members] == [
+        {"Edema": 1.0, "Fracture": 2.0},
+        {"Edema": 3.0, "Fracture": 1.0},
+    ]
+    assert (model.info.licence, model.info.intended_use) == ("CC BY 4.0", "Research on adults.")
+    card = (tmp_path / "m.onnx.md").read_text(encoding="utf-8")
+    assert "CC BY 4.0" in card
+    assert "Research on adults." in card
+
+
+def test_half_precision_that_moves_an_auroc_ends_with_6_and_force_says_so(runs, tmp_path, monkeypatch, capfd):
+    from damcli.bundle import parity
+
+    monkeypatch.setattr(parity, "SHIFT", -1.0)
+    export(runs[0], "-o", "m.onnx", "--precision", "fp16", code=6)
+    assert "in fp16 the AUROC of" in capfd.readouterr().err
+    assert not list(tmp_path.glob("m.onnx*"))
+    export(runs[0], "-o", "m.onnx", "--precision", "fp16", "--force", "--json")
+    streams = capfd.readouterr()
+    assert "forced: in fp16 the AUROC of" in streams.err
+    assert "moves by" in json.loads(streams.out)["parity"]["forced"]
+    assert Model.open(tmp_path / "m.onnx", "cpu").info.precision == "fp16"
+
+
 TUNE = {"tune_fraction": 0.45}
 
 
@@ -193,7 +252,7 @@ def test_what_a_run_decided_is_carried_as_it_is_and_its_calibration_is_in_the_sc
     assert threshold == made.points["youden"]["Edema"].threshold
 
 
-def test_for_runs_of_one_tune_part_it_is_decided_anew_on_the_mean_of_their_scores(undecided, toy, capfd):
+def test_for_runs_of_one_tune_part_it_is_decided_anew_on_the_weighted_mean_of_their_scores(undecided, toy, capfd):
     from damcli.metrics import decisions
     from damcli.metrics.drift import BOUND
     from damcli.metrics.operating import Rule
@@ -201,13 +260,14 @@ def test_for_runs_of_one_tune_part_it_is_decided_anew_on_the_mean_of_their_score
 
     decide(undecided[0], ["youden"], "temperature")
     decide(undecided[1], ["specificity=0.8"], "temperature")
-    export(*undecided, "-o", "both.onnx")
+    export(*undecided, "-o", "both.onnx", "--weights", "Edema=3,1")
     assert "decided anew, on " in capfd.readouterr().err
     info = Model.open(Path("both.onnx"), "cpu").info
     dataset = Dataset.open(toy)
     tune = checkpoint.read_run(undecided[0]).tune_ids
     rows = np.flatnonzero(dataset.manifest["id"].is_in(tune).to_numpy())
-    scores = np.mean([by_torch(run, dataset.read(rows)) for run in undecided], axis=0)
+    scores = np.stack([by_torch(run, dataset.read(rows)) for run in undecided])
+    scores = np.stack([scores[:, :, 0].T @ [0.75, 0.25], scores[:, :, 1].mean(0)], axis=1)
     rules = [Rule.parse("youden"), Rule.parse("specificity=0.8")]
     expected = decisions.decide(info.findings, dataset.truth(rows), scores, rules, "temperature")
     assert info.decisions.tune_scans == len(tune) == len(rows) > 50
@@ -305,9 +365,7 @@ def test_a_run_from_before_has_its_reference_made_and_no_thresholds(undecided, t
     info = Model.open(Path("m.onnx"), "cpu").info
     assert info.decisions is None
     assert info.reference.pixels == kept.pixels
-    np.testing.assert_allclose(
-        info.reference.scores["Edema"].quantiles, kept.scores["Edema"].quantiles, atol=1e-4
-    )
+    np.testing.assert_allclose(info.reference.scores["Edema"].quantiles, kept.scores["Edema"].quantiles, atol=1e-4)
 
 
 def test_thresholds_of_patients_are_chosen_anew_on_patients(undecided, toy):

@@ -235,7 +235,7 @@ def test_a_run_that_was_cut_off_leaves_the_old_table_and_goes_on_to_the_same_one
         said = process.stderr.read()
         assert process.wait(timeout=60) == code
     assert "Traceback" not in said
-    assert ("the same command goes on from there" in said) == (sent != signal.SIGKILL)
+    assert ("inputs are kept: the same command goes on" in said) == (sent != signal.SIGKILL)
     assert {entry.name for entry in out.parent.iterdir()} <= {"s.csv", ".s.csv.journal", ".s.csv.lock"}
     assert out.read_text() == "before"
     went_on = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)

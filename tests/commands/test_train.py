@@ -148,7 +148,10 @@ def unbroken(toy, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGKILL, -9), (signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_process_that_is_stopped_anywhere_is_resumed_to_the_same_bits(
     run_here, toy, unbroken, tmp_path, number, code
 ):

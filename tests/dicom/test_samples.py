@@ -207,12 +207,10 @@ def test_a_bare_lossless_jpeg():
         lossless_jpeg(stream, 2 * samples.SIDE, samples.SIDE)
 
 
-def test_doctor_tries_every_syntax():
-    done = subprocess.run(
-        [sys.executable, "-m", "damcli", "info", "doctor", "--json"], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0
-    rows = json.loads(done.stdout)["transfer_syntaxes"]
+def test_doctor_tries_every_syntax(run_here):
+    code, out, err = run_here("info", "doctor", "--json")
+    assert code == 0, err
+    rows = json.loads(out)["transfer_syntaxes"]
     assert [row["uid"] for row in rows] == list(DECODERS)
     for row in rows:
         if row["uid"] != JPEGExtended12Bit:

@@ -101,19 +101,13 @@ def place(make_toy, tmp_path_factory):
 
 
 @pytest.fixture
-def alone(place, monkeypatch, capsys):
+def alone(place, run_here, monkeypatch):
     """Returns `alone(*arguments)`: what one process, this one, says while it trains to its end."""
 
     def train(*arguments):
         monkeypatch.chdir(place)
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            with pytest.raises(SystemExit) as ended:
-                cli.main(["train", *arguments, "--device", "cpu"])
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        out, err = capsys.readouterr()
-        assert not ended.value.code, err
+        code, out, err = run_here("train", *arguments, "--device", "cpu")
+        assert code == 0, err
         return out, err
 
     return train

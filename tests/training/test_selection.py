@@ -43,7 +43,8 @@ def test_a_finding_that_is_not_there_cannot_be_monitored(dataset, recipe, tmp_pa
     assert "Edema" in raised.value.fix
 
 
-def test_patience_ends_the_last_stage_and_a_resumed_run_too(dataset, recipe, tmp_path):
+def test_patience_ends_the_last_stage_and_a_resumed_run_too(toy, recipe, tmp_path):
+    dataset = Dataset.open(toy)
     # Nothing moves, so that no epoch is better than the first.
     settings = recipe({"epochs": 3}, {"epochs": 6, "lr": 1e-30, "decay_epochs": []}, patience=2)
     run = tmp_path / "run"

@@ -13,6 +13,11 @@ from damcli.training import checkpoint, launch, loop, step
 from damcli.training.events import Finished, Step
 
 
+@pytest.fixture(scope="module")
+def dataset(make_toy, tmp_path_factory):
+    return Dataset.open(make_toy(tmp_path_factory.mktemp("small") / "dataset", scans=96))
+
+
 def losses():
     yield "ce", CrossEntropyLoss()
     for form in ("conditional", "prior"):
@@ -72,8 +77,7 @@ class Dropout(torch.nn.Module):
         return values[:, :2] * self.masks[-1]
 
 
-def test_a_run_in_pieces_ends_as_one_in_whole_batches(toy, recipe, tmp_path):
-    dataset = Dataset.open(toy)
+def test_a_run_in_pieces_ends_as_one_in_whole_batches(dataset, recipe, tmp_path):
     for pieces in (1, 3):
         settings = recipe({"epochs": 1}, {"epochs": 1}, backbone="test_convnext", accumulate=pieces)
         list(loop.train(settings, dataset, tmp_path / str(pieces), device="cpu"))
@@ -82,9 +86,9 @@ def test_a_run_in_pieces_ends_as_one_in_whole_batches(toy, recipe, tmp_path):
         torch.testing.assert_close(weights, three[name], rtol=1e-3, atol=1e-4)
 
 
-def test_more_pieces_than_a_batch_has_pairs_are_refused(toy, recipe, tmp_path):
+def test_more_pieces_than_a_batch_has_pairs_are_refused(dataset, recipe, tmp_path):
     with pytest.raises(UsageError, match="a batch of 15 is too small for 1 processes and 9 pieces"):
-        list(loop.train(recipe(accumulate=9), Dataset.open(toy), tmp_path / "run", device="cpu"))
+        list(loop.train(recipe(accumulate=9), dataset, tmp_path / "run", device="cpu"))
 
 
 def test_fp16_gradients_are_scaled_and_brought_back():
@@ -109,13 +113,13 @@ def test_fp16_gradients_are_scaled_and_brought_back():
             torch.testing.assert_close(got.float(), expected, rtol=2e-2, atol=2e-3)
 
 
-def test_fp16_trains_and_records_the_steps_it_could_not_make(toy, recipe, tmp_path, monkeypatch):
+def test_fp16_trains_and_records_the_steps_it_could_not_make(dataset, recipe, tmp_path, monkeypatch):
     small = torch.amp.GradScaler
     # So high that the first gradients overflow, as they may on a GPU.
     monkeypatch.setattr(torch.amp, "GradScaler", lambda kind, enabled: small(kind, init_scale=2.0**40, enabled=enabled))
     run = tmp_path / "run"
     settings = recipe({"epochs": 2}, {"epochs": 1}, precision="fp16")
-    events = list(loop.train(settings, Dataset.open(toy), run, device="cpu"))
+    events = list(loop.train(settings, dataset, run, device="cpu"))
     assert isinstance(events[-1], Finished)
     skipped = [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"skipped"' in line]
     assert skipped

@@ -90,6 +90,7 @@ def command(
     if heatmaps and opened.info.cams is None:
         fix = "export it with --cam"
         raise UsageError("this model gives no class activation maps", where=path, fix=fix)
+    columns = want.columns(opened.info.findings)
     known = about.read(opened.info, metadata, given.find(*target.own), bool(want.ids))
     shown = running.shown(hide_paths)
     if dry_run:
@@ -120,11 +121,12 @@ def command(
         "heatmaps": heatmaps and str(heatmaps.resolve()),
     }
     tally = Tally(opened.info.encoding, known.encoded, shown)
+    job = running.Job(given, total, target, pipeline, want, columns, tally, shown)
     start = time.monotonic()
     if target.path is None:
-        running.stream(given, total, target, pipeline, want, tally, shown)
+        running.stream(job)
     else:
-        running.keep(given, total, target, pipeline, want, tally, shown, settings)
+        running.keep(job, settings)
     seconds = time.monotonic() - start
     if pipeline.most < at_a_time:
         console.warn(f"{at_a_time} scans at a time did not fit into memory: scored by {pipeline.most}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,38 @@ from damcli import console
 from damcli.errors import DamcliError
 
 if TYPE_CHECKING:
+    from damcli.bundle.journal import Journal
     from damcli.bundle.pipeline import Draw, Pipeline, Whose
     from damcli.bundle.runtime import Model
-    from damcli.bundle.table import Row
+    from damcli.bundle.table import Columns, Row
     from damcli.commands.predict.about import About
     from damcli.commands.predict.asked import Asked, Target
     from damcli.commands.predict.tally import Tally
     from damcli.data.inputs import Given, Input
 
     Shown = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A prediction to be run: `total` inputs (None: not known before), `columns` those of the table asked for."""
+
+    given: Given
+    total: int | None
+    target: Target
+    pipeline: Pipeline
+    want: Asked
+    columns: Columns
+    tally: Tally
+    shown: Shown
+
+    def rows(self, inputs: Iterator[Input], kept: Journal | None = None) -> Iterator[Row]:
+        """Score the inputs and yield their rows, each once its lot is in the journal."""
+        for scored in self.pipeline.rows(inputs):
+            rows = [row._replace(path=self.shown(row.path)) for row in scored.rows]
+            if kept:
+                kept.append(scored.inputs, rows)
+            yield from self.tally.counted(rows)
 
 
 def shown(hide_paths: bool) -> Shown:
@@ -55,57 +79,46 @@ def draw(folder: Path, model: Model, shown: Shown) -> Draw:
     return lambda one, pixels, cams: heatmaps.write(folder, shown(one.name), model.info.findings, pixels, cams)
 
 
-def stream(
-    given: Given, total: int | None, target: Target, pipeline: Pipeline, want: Asked, tally: Tally, shown: Shown
-) -> None:
+def stream(job: Job) -> None:
     """Write the table to stdout as the rows come; nothing is kept of it."""
     from damcli.bundle import table
 
-    def rows() -> Iterator[Row]:
-        for scored in pipeline.rows(given.find(*target.own)):
-            yield from tally.counted([row._replace(path=shown(row.path)) for row in scored.rows])
-
-    findings = pipeline.model.info.findings
-    table.write(None, target.form, want.columns(findings), _by(want, console.track(rows(), total, "predict")))
+    rows = console.track(job.rows(job.given.find()), job.total, "predict")
+    table.write(None, job.target.form, job.columns, _by(job.want, rows))
 
 
-def keep(
-    given: Given,
-    total: int | None,
-    target: Target,
-    pipeline: Pipeline,
-    want: Asked,
-    tally: Tally,
-    shown: Shown,
-    settings: dict[str, Any],
-) -> None:
+def keep(job: Job, settings: dict[str, Any]) -> None:
     """Write the table, or those of units and scans; every lot that was scored is kept until then."""
     from damcli.bundle import journal, table
 
+    target, want = job.target, job.want
     assert target.path is not None
-    with journal.open(target.path, settings) as kept, _kept_said():
-        rest = kept.resume(given.find(*target.own), shown)
+    with journal.open(target.path, settings) as kept, _said(kept):
+        rest = kept.resume(job.given.find(*target.own), job.shown)
         if kept.note:
             console.note(kept.note)
         if kept.done:
             console.note(f"{kept.done} inputs were done before: going on behind them")
             for row in kept.rows():
-                tally.add([row])
-
-        def rows() -> Iterator[Row]:
-            for scored in pipeline.rows(rest):
-                found = [row._replace(path=shown(row.path)) for row in scored.rows]
-                kept.append(scored.inputs, found)
-                yield from tally.counted(found)
-
-        left = None if total is None else total - kept.done
-        for _ in console.track(rows(), left, "predict"):
+                job.tally.add([row])
+        left = None if job.total is None else job.total - kept.done
+        for _ in console.track(job.rows(rest, kept), left, "predict"):
             pass
-        findings = pipeline.model.info.findings
         if target.scans is not None:
-            table.write(target.scans, target.form, want.scan_columns(findings), kept.rows())
-        table.write(target.path, target.form, want.columns(findings), _by(want, kept.rows()))
+            table.write(target.scans, target.form, want.scan_columns(job.columns.findings), kept.rows())
+        table.write(target.path, target.form, job.columns, _by(want, kept.rows()))
         kept.finish()
+
+
+@contextmanager
+def _said(kept: Journal) -> Iterator[None]:
+    """Say, of a run that is cut off, that it can go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, DamcliError):
+        if kept.holds:
+            console.note(f"{kept.holds} scored inputs are kept: the same command goes on from there")
+        raise
 
 
 def _by(want: Asked, rows: Iterable[Row]) -> Iterable[Row]:
@@ -121,13 +134,3 @@ def _by(want: Asked, rows: Iterable[Row]) -> Iterable[Row]:
     if made.skipped:
         console.note(f"{made.skipped} files are no image and of no {want.by}: they are in the table of scans alone")
     return made
-
-
-@contextmanager
-def _kept_said() -> Iterator[None]:
-    """Say, of a run that is cut off, that it can go on."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, DamcliError):
-        console.note("what was scored is kept: the same command goes on from there")
-        raise
