@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import queue
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,9 +33,7 @@ class OpenVINO:
     """An `Engine`: a model compiled for the CPU, in `precision`, that `streams` calls use at once."""
 
     def __init__(self, model: bytes | Path, precision: str, threads: int | None = None, streams: int = 1) -> None:
-        from openvino import Core
-
-        core = Core()
+        core = _package().Core()
         self.precision = precision
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
         settings |= {"NUM_STREAMS": streams, "ENABLE_CPU_PINNING": False}
@@ -57,6 +56,17 @@ class OpenVINO:
             return found
 
 
+def _package() -> Any:
+    """Import openvino without its telemetry, which calls Google Analytics when it is merely imported.
+
+    A module that is None cannot be imported; openvino then takes a stub that does nothing.
+    """
+    pass
+    import openvino
+
+    return openvino
+
+
 def installed() -> bool:
     """Whether the package `openvino` is there (it is not imported)."""
     return importlib.util.find_spec("openvino") is not None
@@ -64,9 +74,7 @@ def installed() -> bool:
 
 def precision() -> str:
     """Return what OpenVINO computes in on this CPU: bf16 where that is in hardware, else fp32."""
-    from openvino import Core
-
-    return "bf16" if "BF16" in Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
+    return "bf16" if "BF16" in _package().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
 
 
 def refusal(parity: Parity) -> str:
@@ -112,8 +120,6 @@ def parity(
     `truth` is (N, K) of 0, 1 or NaN, `metadata` as `Model.run` takes it. Raises `MachineError` if OpenVINO cannot run
     the model, or gives scores that are no numbers.
     """
-    from openvino import get_version
-
     engine = OpenVINO(model, precision())
     parts = []
     for first in range(0, len(images), BATCH):
@@ -129,7 +135,7 @@ def parity(
         pairs = [(auroc(t, e), auroc(t, g)) for t, e, g in zip(truth.T, scores.T, got.T, strict=True)]
         shifts = [abs(e - g) for e, g in pairs if not np.isnan(e)]
     return OpenVINOParity(
-        version=get_version().split("-")[0],
+        version=_package().get_version().split("-")[0],
         precision=engine.precision,
         max_difference=float(np.abs(got - scores).max()),
         auroc_difference=max(shifts, default=None),

@@ -1,6 +1,10 @@
 """A model runs on OpenVINO only where export measured that its AUROC stays."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -99,6 +103,28 @@ def test_parity_is_what_its_scores_are_beside_those_given(model_file, draw):
     assert measured.auroc_difference == pytest.approx(shift, abs=0.05)
     assert shift > 0.2
     assert openvino.parity(data, images, None, scores).auroc_difference is None
+
+
+def test_nothing_is_sent_to_anybody(tmp_path):
+    code = """
+import sys
+def refuse(event, arguments):
+    if event.startswith(("socket.", "urllib.", "http.")):
+        print(event, arguments)
+sys.addaudithook(refuse)
+from damcli.bundle import openvino
+openvino.precision()
+import threading
+for thread in threading.enumerate():
+    if thread is not threading.current_thread():
+        thread.join(10)
+"""
+    environment = os.environ | {"HOME": str(tmp_path), "PYTHONPATH": str(Path(openvino.__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment, cwd=tmp_path
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_graph_that_it_does_not_take_is_said(model_file, draw):

@@ -30,11 +30,11 @@ from tests.data.test_workers import running, wait_until, workers_of
 CONTRACT = Contract(size=24, channels=1)
 # Takes the place of a decoder in the workers, which find it first: files say what it shall do.
 DECODER = """
-import os, time
+import os
 def decode_jpeg_header(data):
     what = data.split()[1]
     while what == b"hang":
-        pass
+        open(f"{__file__}.{os.getpid()}", "w").close()
     if what == b"abort":
         os.abort()
     raise ValueError("nothing is decoded here")
@@ -85,9 +85,8 @@ def assert_same(one: list[tuple[list, np.ndarray]], other: list[tuple[list, np.n
         np.testing.assert_array_equal(images, others, strict=True)
 
 
-@pytest.mark.parametrize("size", [1, 4, 7, 30, 100])
-@pytest.mark.parametrize("workers", [0, 3])
-def test_a_lot_is_always_the_same_consecutive_scans(places, size, workers):
+@pytest.mark.parametrize(("workers", "size"), [(0, 4), (0, 100), (3, 1), (3, 7), (3, 30)])
+def test_a_lot_is_always_the_same_consecutive_scans(places, workers, size):
     scans = list(decode(places, CONTRACT, workers=0))
     found = taken(batches(iter(places), CONTRACT, workers, size))
     assert [len(lot) for lot, _ in found] == [len(scans[start : start + size]) for start in range(0, 30, size)]
@@ -116,7 +115,8 @@ def test_lots_of_which_nothing_can_be_shown(places, workers):
     assert len(taken(batches([Refused("nothing")] * 500, CONTRACT, workers, size=6))) == 84
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:The value length")
+@pytest.mark.parametrize("workers", [0, 1])
 def test_ids_come_where_they_are_asked_for(tmp_path, workers):
     import pydicom
 
@@ -130,7 +130,6 @@ def test_ids_come_where_they_are_asked_for(tmp_path, workers):
     dataset.save_as(tmp_path / "none.dcm")
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "scan.png")
     given = [tmp_path / name for name in ("scan.dcm", "cut.dcm", "none.dcm", "scan.png")]
-    given[2].write_bytes(given[2].read_bytes())
     ((scans, _),) = taken(batches(given, CONTRACT, workers, size=9, ids=True))
     assert [scan.status for scan in scans] == ["ok", "failed", "failed", "ok"]
     assert [(scan.patient, scan.study) for scan in scans] == [
@@ -160,7 +159,7 @@ def test_no_more_lots_are_out_than_allowed(places):
     with closing(batches(places * 20, CONTRACT, 2, size=10, ahead=2)) as lots:
         first, second = next(lots), next(lots)
         more: list[Lot] = []
-        thread = threading.Thread(target=lambda: more.extend([next(lots)] + [next(lots)]), daemon=True)
+        thread = threading.Thread(target=lambda: more.extend([next(lots), next(lots)]), daemon=True)
         thread.start()
         for _ in range(3):  # of one lot, count once
             first.release()
@@ -214,7 +213,7 @@ def test_workers_killed_at_any_moment_leave_no_torn_image(tmp_path):
     for value in range(5):
         Image.fromarray(np.full((20, 20), 40 + value, np.uint8)).save(tmp_path / f"{value}.png")
     rng = random.Random(0)
-    given = [tmp_path / f"{n % 5}.png" for n in range(80)]
+    given = [tmp_path / f"{n % 5}.png" for n in range(40)]
     with closing(batches(given, contract, 2, size=4, ahead=1)) as lots:
         for number, lot in enumerate(lots):
             if number % 3 == 1:
@@ -224,7 +223,7 @@ def test_workers_killed_at_any_moment_leave_no_torn_image(tmp_path):
             assert [scan.status for scan in lot.scans] == ["ok"] * 4
             assert [(image == 40 + n % 5).all() for image, n in zip(lot.images, count(4 * number))] == [True] * 4
             lot.release()
-    assert number == 19
+    assert number == 9
 
 
 def test_decoders_that_hang_or_crash_cost_their_scan(places, bad):
@@ -267,29 +266,28 @@ def test_an_error_where_lots_are_used_ends_the_workers(places):
 
 @pytest.mark.parametrize("hangs", [False, True])
 def test_nothing_is_left_of_a_program_that_is_killed(tmp_path, places, bad, hangs):
-    given = [str(places[0])] * 100_000
-    given[20:22] = [str(bad("hang"))] * 2 * hangs
     program = f"""
 import sys
 sys.path[:] = {sys.path!r}
+from itertools import chain, repeat
 from pathlib import Path
 from damcli.data.images import Contract
 from damcli.data.workers import batches
-for lot in batches(map(Path, {given[:40]!r} + [{given[0]!r}] * 100000), Contract(size=24, channels=1), 2, 8):
+places = chain(repeat({str(places[0])!r}, 400), repeat({str(bad("hang") if hangs else places[1])!r}))
+for lot in batches(map(Path, places), Contract(size=24, channels=1), 2, 8):
     lot.release()
     print("a lot", flush=True)
 """
-    before = set(os.listdir("/dev/shm")), set(os.listdir("/tmp"))
-    running_program = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    for _ in range(2):
-        assert running_program.stdout.readline() == "a lot\n"
-    wait_until(lambda: len(workers_of(running_program.pid)) == 2)
-    pids = workers_of(running_program.pid)
+    (tmp_path / "temporary").mkdir()
+    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary")}
+    killed = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment)
+    assert killed.stdout.readline() == "a lot\n"
+    wait_until(lambda: len(workers_of(killed.pid)) == 2)
+    pids = workers_of(killed.pid)
     if hangs:
-        time.sleep(0.5)  # until both are in it
-    running_program.kill()
-    running_program.wait()
+        wait_until(lambda: all((tmp_path / "decoder" / f"simplejpeg.py.{pid}").exists() for pid in pids))
+    killed.kill()
+    killed.wait()
+    killed.stdout.close()
     wait_until(lambda: not any(running(pid) for pid in pids))
-    running_program.stdout.close()
-    assert set(os.listdir("/dev/shm")) <= before[0]
-    assert not {name for name in set(os.listdir("/tmp")) - before[1] if "damcli" in name}
+    assert not [*(tmp_path / "temporary").iterdir(), *Path("/dev/shm").glob("*damcli*")]

@@ -6,15 +6,19 @@ import itertools
 import os
 import random
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
+from pydicom.data import get_testdata_file
 
+from damcli.data.archives import Place
 from damcli.data.decoding import attempt
-from damcli.data.images import Contract, NotAnImage, read_scan, resize
+from damcli.data.images import Contract, NotAnImage, NotShown, read, read_scan, resize
 from damcli.dicom.greyscale import spread
 from damcli.errors import DataError
 
@@ -236,8 +240,6 @@ def test_a_dicom_file_whose_preamble_is_a_tiff_header(tmp_path, test_data):
         b"P1,P2\n3,4\n",
         b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500),
         b"%PDF-1.7\n",
-        b"PK\x03\x04" + bytes(100),
-        b"\x1f\x8b\x08" + bytes(100),
         b"{}",
         bytes(2000),
         bytes(range(256)) * 4,
@@ -375,3 +377,35 @@ def test_images_of_kinds_that_nothing_decodes_fail_and_are_not_skipped(tmp_path,
     with pytest.raises(DataError, match="cannot be read") as caught:
         read_scan(tmp_path / "scan", Contract(size=8, channels=1))
     assert not isinstance(caught.value, NotAnImage)
+
+
+def test_archives_fail_with_the_reason_and_are_not_skipped(tmp_path):
+    with zipfile.ZipFile(tmp_path / "scan", "w") as archive:
+        archive.writestr("scan.dcm", bytes(200))
+    with pytest.raises(DataError, match="archive.*unpack it") as caught:
+        read_scan(tmp_path / "scan", grey(8))
+    assert not isinstance(caught.value, NotAnImage)
+    with zipfile.ZipFile(tmp_path / "letter", "w") as archive:
+        archive.writestr("[Content_Types].xml", "<Types/>")
+    with pytest.raises(NotAnImage):
+        read_scan(tmp_path / "letter", grey(8))
+
+
+def test_bytes_in_memory_are_read_as_a_file_would_be(saved):
+    path = saved(RGB, "PNG")
+    scan = read(Place(Path("scans.tar.gz"), content=path.read_bytes()), colour(16))
+    np.testing.assert_array_equal(scan.pixels, read_scan(path, colour(16)))
+    assert scan[1:] == ("", "", "")
+
+
+def test_a_dicom_scan_says_whose_it_is(tmp_path):
+    image = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    image.save_as(tmp_path / "scan")
+    scan = read(tmp_path / "scan", grey(16))
+    assert (scan.patient, scan.study) == (image.PatientID, image.StudyInstanceUID)
+    image.PixelData = image.PixelData[:100]
+    image.save_as(tmp_path / "scan")
+    with pytest.raises(NotShown) as caught:
+        read(tmp_path / "scan", grey(16))
+    assert (caught.value.patient, caught.value.study) == (image.PatientID, image.StudyInstanceUID)
+    assert image.PatientID not in str(caught.value)
