@@ -61,7 +61,7 @@ def _package() -> Any:
 
     A module that is None cannot be imported; openvino then takes a stub that does nothing.
     """
-    pass
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     import openvino
 
     return openvino

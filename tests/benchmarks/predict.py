@@ -166,7 +166,7 @@ def predict(scans: Path, model: Path, *options: str) -> subprocess.Popen[bytes]:
     out = model.with_suffix(".csv")
     out.unlink(missing_ok=True)
     command = [sys.executable, "-m", "damcli", "predict", scans, "--model", model, "-o", out, "-q", *options]
-    return subprocess.Popen([*map(str, command)])
+    return subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
 
 
 def seconds(scans: Path, model: Path, *options: str) -> float:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from damcli.bundle import build, graph
+from damcli.bundle import build, container, graph, parity
 from damcli.bundle.runtime import Model
 from damcli.data import augment
 from damcli.deepauc.network import Classifier
@@ -53,7 +53,7 @@ def test_an_ensemble_of_other_backbones_sizes_and_findings_is_the_mean_of_those_
     small = make_member(["Pneumonia", "Edema"], "test_efficientnet", size=36, seed=2)
     images, path = draw(6, size=60), tmp_path / "ensemble.onnx"
     truth = np.array([[0, 1, np.nan]] * 3 + [[1, 1, 0]] * 3)
-    parity = build.export([large, small], path, images, truth).parity
+    found = build.export([large, small], path, images, truth).parity
     model = Model.open(path, "cpu")
     assert model.info.findings == ("Edema", "Fracture", "Pneumonia")
     assert model.info.contract.size == 60
@@ -65,9 +65,9 @@ def test_an_ensemble_of_other_backbones_sizes_and_findings_is_the_mean_of_those_
         b = small.network(torch.from_numpy(np.stack(lower))[:, None] / 255).sigmoid().numpy()
     expected = np.stack([(a[:, 0] + b[:, 1]) / 2, a[:, 1], b[:, 0]], 1)
     np.testing.assert_allclose(model.score(images), expected, atol=1e-5)
-    assert parity.scans == 6
-    assert parity.max_difference < 1e-5
-    assert parity.auroc_difference == 0
+    assert found.scans == 6
+    assert found.max_difference < 1e-5
+    assert found.auroc_difference == 0
 
     card = (tmp_path / "ensemble.onnx.md").read_text(encoding="utf-8")
     for word in ("Edema", "Pneumonia", "run-1", "run-2", "test_efficientnet", "uint8 (N, 60, 60, 1)", "none yet"):
@@ -163,8 +163,8 @@ def test_views_are_scored_inside_each_member_by_its_own_maps(make_member, draw, 
     small = make_member(["Edema"], size=36, channels=3, seed=2)
     small = replace(small, views=augment.maps(strengths, torch.arange(10, 11)))
     images, path = draw(5, channels=3), tmp_path / "views.onnx"
-    parity = build.export([large, small], path, images).parity
-    assert parity.max_difference < 1e-5
+    found = build.export([large, small], path, images).parity
+    assert found.max_difference < 1e-5
 
     def mean(member, pixels):
         """Scan by scan and view by view, from torch's own functions."""
@@ -249,3 +249,22 @@ def test_members_that_do_not_fit_together_are_refused(make_member, draw, tmp_pat
 def test_findings_that_cannot_be_columns_are_refused(make_member, draw, tmp_path, findings):
     with pytest.raises(DataError, match="finding"):
         build.export([make_member(findings)], tmp_path / "m.onnx", draw(2))
+
+
+def test_weights_too_large_for_one_file_lie_beside_it_and_are_compared_as_they_lie_there(
+    make_member, draw, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(container, "MAX_INLINE", 100_000)
+    members, images = [make_member(["Edema"], seed=seed) for seed in (0, 1)], draw(3)
+    info = build.export(members, tmp_path / "large.onnx", images)
+    names = {entry.name for entry in tmp_path.iterdir()}
+    assert names == {"large.onnx", "large.onnx.md", info.external.file}
+    assert (tmp_path / info.external.file).stat().st_size > 10 * (tmp_path / "large.onnx").stat().st_size
+    expected = np.mean([by_torch(member, images) for member in members], axis=0)
+    np.testing.assert_allclose(Model.open(tmp_path / "large.onnx", "cpu").score(images), expected, atol=1e-6)
+    for name in names:
+        (tmp_path / name).unlink()
+    monkeypatch.setattr(parity, "TOLERANCE", 0.0)
+    with pytest.raises(GateError, match="nothing was written"):
+        build.export(members, tmp_path / "large.onnx", images)
+    assert list(tmp_path.iterdir()) == []

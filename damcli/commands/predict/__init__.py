@@ -45,7 +45,7 @@ def command(
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode. [default: all cores]")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Scans at a time. [default: found]")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that score. [default: all cores]")] = None,
-    device: options.Device = "auto",
+    device: options.ScoringDevice = "auto",
     require_gpu: Annotated[bool, typer.Option("--require-gpu", help="Stop (exit 5) if there is no GPU.")] = False,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
@@ -63,7 +63,6 @@ def command(
     Example: damcli predict scans/ --model models/cxr.onnx --export csv -o scores.csv
     """
     options.apply(quiet, verbose, json)
-    options.check_device(device)
     target = asked.target(output, export, by)
     if target.path is None and json:
         raise UsageError("--json and -o - both want stdout", fix="leave out one of them")
@@ -75,10 +74,11 @@ def command(
 
     from damcli.bundle import journal
     from damcli.bundle.pipeline import Pipeline
-    from damcli.bundle.runtime import best_batch
+    from damcli.bundle.runtime import DEVICES, best_batch
     from damcli.data import inputs
     from damcli.data.workers import cores
 
+    options.check_device(device, DEVICES)
     given = inputs.given(scans, sys.stdin.buffer)
     total = given.total(*target.own)
     if total == 0:

@@ -38,9 +38,6 @@ def read(info: ModelInfo, table: Path | None, scans: Iterable[Input], with_ids: 
     Raises `UsageError` where neither the model nor the user has a use for it, and for a column that the model takes
     and the table lacks; `DataError` as `ScanTable.read` and `joining.rows_of` do.
     """
-    from damcli.data import joining, labels
-    from damcli.data.scores import ScanTable, id_column
-
     names = list(dict.fromkeys(info.encoding.names)) if info.encoding else []
     if table is None:
         if names:
@@ -49,6 +46,10 @@ def read(info: ModelInfo, table: Path | None, scans: Iterable[Input], with_ids: 
     if not names and not with_ids:
         fix = "leave it out (by study and by patient its columns patient and study are used)"
         raise UsageError("this model takes no metadata", where="--metadata", fix=fix)
+
+    from damcli.data import joining, labels
+    from damcli.data.scores import ScanTable, id_column
+
     rows = ScanTable.read(table)
     joined = joining.rows_of(((one.name, _file(one)) for one in scans), rows.ids, table)
     if unused := len(rows.ids) - len(joined):
