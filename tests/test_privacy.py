@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import subprocess
 import sys
 import warnings
@@ -31,6 +30,7 @@ from pydicom.uid import ComprehensiveSRStorage, DigitalXRayImageStorageForPresen
 
 from damcli.cli import main
 from damcli.dicom import privacy
+from tests.data.test_overlays import chunks
 
 SIDE = 64
 SECRET = "a secret for this test"
@@ -230,14 +230,6 @@ def searched(*said: str, folder: Path | None = None, marks: tuple[str, ...] = MA
                 assert set(chunks(path.read_bytes())) == {"IHDR", "IDAT", "IEND"}
     found = [f"{mark} in {place}" for place, text in texts.items() for mark in marks if mark in text.lower()]
     assert not found, found
-
-
-def chunks(png: bytes) -> Iterator[str]:
-    place = 8
-    while place < len(png):
-        (length,) = struct.unpack(">I", png[place : place + 4])
-        yield png[place + 4 : place + 8].decode()
-        place += length + 12
 
 
 def test_what_is_planted_can_be_found(scans: Path) -> None:

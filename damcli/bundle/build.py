@@ -15,7 +15,8 @@ from damcli.bundle import card, container, graph, mixing
 from damcli.bundle.graph import Member, all_findings, common_contract
 from damcli.bundle.mixing import Mixed
 from damcli.bundle.parity import compare
-from damcli.bundle.schema import CAMS, Cams, MemberInfo, MemberMetadata, ModelInfo, Precision, check_findings
+from damcli.bundle.schema import CAMS, Cams, MemberInfo, MemberMetadata, ModelInfo, Precision
+from damcli.data.labels import check_findings
 
 if TYPE_CHECKING:
     import polars as pl

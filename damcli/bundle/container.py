@@ -33,8 +33,8 @@ from damcli.bundle.schema import (
     SCHEMA_VERSION,
     External,
     ModelInfo,
-    check_findings,
 )
+from damcli.data.labels import check_findings
 from damcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:

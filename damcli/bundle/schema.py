@@ -11,7 +11,6 @@ from pydantic import Field
 from damcli.config import Strict
 from damcli.data.images import Contract
 from damcli.data.metadata import Encoding
-from damcli.errors import DataError
 from damcli.metrics.decisions import Decisions
 from damcli.metrics.drift import Reference
 
@@ -20,8 +19,6 @@ SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 INPUT, METADATA, OUTPUT, CAMS = "images", "metadata", "scores", "cams"
 Precision = Literal["fp32", "fp16"]
-# Columns of the table of scores that are no finding.
-RESERVED_COLUMNS = ("path", "status", "error")
 
 
 class MemberMetadata(Strict):
@@ -118,18 +115,3 @@ def side_by_side(encodings: Sequence[Encoding]) -> Encoding | None:
     """Return the encoding of all columns of several, one behind the other; None for none."""
     columns = tuple(chain.from_iterable(encoding.columns for encoding in encodings))
     return Encoding(columns=columns) if columns else None
-
-
-def check_findings(findings: Sequence[str]) -> None:
-    """Raise `DataError` unless the findings can be columns beside path, status and error.
-
-    >>> check_findings(["Edema", "status"])
-    Traceback (most recent call last):
-    ...
-    damcli.errors.DataError: a finding may not be called 'status': the table of scores has a column of that name
-    """
-    for finding in findings:
-        if finding.lower() in RESERVED_COLUMNS:
-            raise DataError(f"a finding may not be called {finding!r}: the table of scores has a column of that name")
-    if not findings or "" in findings or len(set(findings)) < len(findings):
-        raise DataError(f"findings must be named, each once, got {list(findings)}")

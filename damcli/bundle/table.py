@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from damcli import files
-from damcli.errors import DataError
+from damcli.data.labels import CALLS
 
 
 class Row(NamedTuple):
@@ -49,8 +48,8 @@ class Columns:
     """The columns of a table, in order: `key`, status, error, the findings, then what is asked for.
 
     `thresholds`, by finding, add `<finding>:positive` (score >= threshold: 1 or 0 in CSV, else true or false); `ids`
-    add `patient` and `study`; `counts` adds `scans` and `scans_failed`. Raises `DataError` where two columns would
-    have one name.
+    add `patient` and `study`; `counts` adds `scans` and `scans_failed`. No finding has one of these names
+    (`labels.check_findings`).
 
     >>> Columns(("Edema", "Mass"), thresholds={"Mass": 0.5}, ids=("patient",)).names
     ('path', 'status', 'error', 'Edema', 'Mass', 'Mass:positive', 'patient')
@@ -62,17 +61,10 @@ class Columns:
     ids: tuple[str, ...] = ()
     counts: bool = False
 
-    def __post_init__(self) -> None:
-        others = set(self.names) - set(self.findings)
-        taken = [name for name in self.findings if name.lower() in others]
-        taken += [name for name, times in Counter(self.names).items() if times > 1]
-        if taken:
-            raise DataError(f"two columns of the table of scores would be called {taken[0]!r}")
-
     @property
     def typed(self) -> list[tuple[str, type]]:
         """The names of all columns and what their cells are; a cell may also be empty."""
-        positives = ((f"{finding}:positive", bool) for finding in self._called)
+        positives = ((finding + CALLS, bool) for finding in self._called)
         counts = (("scans", int), ("scans_failed", int)) if self.counts else ()
         texts, ids = ((name, str) for name in (self.key, "status", "error")), ((name, str) for name in self.ids)
         return [*texts, *((finding, float) for finding in self.findings), *positives, *ids, *counts]

@@ -87,6 +87,7 @@ def read(
     if not len(source.scans):
         why = f": {commonest(reason for _, reason in source.refused)}" if source.refused else ""
         raise DataError(f"no scan is left to prepare{why}", where=source.root)
+    labels.check_findings(source.findings)
     source = replace(source, policies=labels.with_rules(source.policies, uncertain, blank))
     source = parts.assign(source, valid_fraction, folds, seed)
     audit.stop(audit.of_table(source.scans, source.findings), allow_leaks)

@@ -31,6 +31,8 @@ from damcli.errors import MachineError
 # What a worker has at hand, so that it need not wait for this process: scans for so many seconds, and at most so many.
 # Slow scans are so shared out one by one.
 AHEAD, MOST_AHEAD = 0.05, 32
+# How often a process may be killed before it is ready: by then it is not by chance.
+STARTS = 3
 _NO_START = "the processes that decode scans cannot start"
 _START = """
 import sys, json
@@ -154,12 +156,24 @@ class Feeder(threading.Thread):
         self.pace = max(1e-6, (time.monotonic() - start) / expected)
 
     def _begin(self) -> subprocess.Popen[bytes]:
+        """Return a new process that is ready. One that is killed before that has met no scan, which is not blamed."""
+        for _ in range(STARTS):
+            process = self._spawn()
+            assert process.stdout is not None
+            if process.stdout.readline() == READY:
+                return process
+            if process.wait() > 0:
+                raise MachineError(f"{_NO_START}: the reason is above")
+            died = self._end()
+        raise MachineError(f"{_NO_START}: they are killed ({died})", fix="free some memory")
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
         settings = [json.dumps(sys.path), self.contract.model_dump_json(), json.dumps([self.memory, self.ids])]
         with self.lock:
             if self.closing:
                 raise EOFError
             try:
-                self.process = process = subprocess.Popen(
+                self.process = subprocess.Popen(
                     [sys.executable, "-P", "-c", _START, *settings],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
@@ -169,12 +183,7 @@ class Feeder(threading.Thread):
                 )
             except OSError as error:
                 raise MachineError(f"{_NO_START}: {error.strerror}") from error
-        assert process.stdout is not None
-        if process.stdout.readline() != READY:
-            if process.wait() > 0:
-                raise MachineError(f"{_NO_START}: the reason is above")
-            raise EOFError
-        return process
+            return self.process
 
     def _end(self) -> str:
         """End the process and return what it died of."""

@@ -1,4 +1,4 @@
-"""Findings, and what becomes of labels that are uncertain (-1) or blank.
+"""Findings, what they may be called, and what becomes of labels that are uncertain (-1) or blank.
 
 A raw label is 1 (positive), 0 (negative), -1 (uncertain) or NaN (blank: not mentioned). A `Policy` turns it into a
 training target in [0, 1] or NaN (missing), and into the truth that evaluation compares with, which holds certain
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Literal
 
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from damcli.config import Strict
-from damcli.errors import UsageError
+from damcli.errors import DataError, UsageError
 
 CHEXPERT_FINDINGS = (
     "No Finding",
@@ -36,6 +37,10 @@ CHEXPERT_FINDINGS = (
     "Support Devices",
 )
 COMPETITION = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion")
+# Columns of tables of scores that are no findings: these, and those that say which scans an operating point calls
+# positive, FINDING:positive.
+NO_FINDINGS = ("path", "status", "error", "patient", "study", "scans", "scans_failed")
+CALLS = ":positive"
 
 UncertainRule = Literal["ones", "zeros", "ignore", "ones-lsr", "zeros-lsr"]
 UNCERTAIN_RULES: tuple[UncertainRule, ...] = ("ones", "zeros", "ignore", "ones-lsr", "zeros-lsr")
@@ -52,6 +57,35 @@ class Policy(Strict):
 
     uncertain: UncertainRule | Annotated[float, Field(ge=0, le=1)] = "ignore"
     blank: Literal["negative", "missing"] = "missing"
+
+
+def is_finding(column: str) -> bool:
+    """Whether a column of a table of scores may be a finding: damcli itself names none so, in any case.
+
+    >>> is_finding("Edema"), is_finding("Patient "), is_finding("Edema:positive")
+    (True, False, False)
+    """
+    return column.strip().casefold() not in NO_FINDINGS and not column.endswith(CALLS)
+
+
+def check_findings(findings: Sequence[str]) -> None:
+    """Raise `DataError` unless findings can be columns of a table of scores beside those that are none.
+
+    >>> check_findings(["Edema", "status"])
+    Traceback (most recent call last):
+    ...
+    damcli.errors.DataError: a finding may not be called 'status': tables of scores have a column of that name
+      fix: rename it where its labels are, and prepare again
+    """
+    for finding in findings:
+        why = "tables of scores have a column of that name"
+        if control := re.search(r"[\x00-\x1f\x7f-\x9f]", finding):
+            why = f"{control[0]!r} is no character that can be shown"
+        if control or not is_finding(finding):
+            fix = "rename it where its labels are, and prepare again"
+            raise DataError(f"a finding may not be called {finding!r}: {why}", fix=fix)
+    if not findings or not all(map(str.strip, findings)) or len(set(findings)) < len(findings):
+        raise DataError(f"findings must be named, each once, got {list(findings)}")
 
 
 def chexpert_policy(finding: str) -> Policy:

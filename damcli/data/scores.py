@@ -3,7 +3,7 @@
 Rows are joined by `path`, never by position, and columns by name; other columns do not matter. Two paths are the same
 where they differ only in `\\` for `/`, in `./` or doubled `/`, or in how Unicode composes a letter. They differ by
 anything else: ids are text, so `007` is not `7`, and `A.png` is not `a.png`. The columns that damcli itself names
-(`path`, `status`, `error`, `patient`, `study`) are known in any case: CheXpert has a `Path`.
+(`labels.NO_FINDINGS`) are known in any case: CheXpert has a `Path`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ import numpy.typing as npt
 import polars as pl
 
 from damcli import files
+from damcli.data.labels import NO_FINDINGS, is_finding
 from damcli.data.sources import need, parse_labels, read_csv
 from damcli.errors import DataError, UsageError
 
-NO_FINDINGS = ("path", "status", "error", "patient", "study", "scans", "scans_failed")
-# A column of calls by a threshold is called after its finding.
-CALLS = ":positive"
 # Predict puts a quote before a name that a spreadsheet would take for a formula.
 QUOTED_FORMULA = r"^'([=+\-@\t\r])"
 DECIMAL_COMMA = r"[-+]?\d*,\d+"
@@ -86,7 +84,7 @@ class ScanTable:
     @property
     def names(self) -> list[str]:
         """The columns that may be findings."""
-        return [name for name in self.frame.columns if _plain(name) not in NO_FINDINGS and not name.endswith(CALLS)]
+        return list(filter(is_finding, self.frame.columns))
 
     @property
     def patients(self) -> list[str] | None:

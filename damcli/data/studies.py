@@ -13,6 +13,7 @@ import numpy.typing as npt
 import polars as pl
 
 from damcli.data import scores
+from damcli.data.labels import is_finding
 from damcli.data.scores import ScanTable
 from damcli.errors import DataError
 
@@ -55,7 +56,7 @@ class StudyTable:
     @property
     def names(self) -> list[str]:
         """The columns that may be findings."""
-        return [name for name in self.frame.columns if name not in (self.column, *scores.NO_FINDINGS)]
+        return [name for name in self.frame.columns if name != self.column and is_finding(name)]
 
     def labels(self, findings: Sequence[str]) -> npt.NDArray[np.float64]:
         """Return raw labels by study, float64 (m, K), as `ScanTable.labels`; `[rows]` of them are those of scans."""

@@ -1,11 +1,12 @@
 """Tiny members of an ensemble, one exported model to damage, and graphs written by hand, which are faster."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from damcli.bundle import build
+from damcli.bundle import build, container
 from damcli.bundle.schema import CAMS, INPUT, OUTPUT, Cams, MemberInfo, ModelInfo, Parity
 from damcli.data.images import Contract
 from damcli.deepauc.network import Classifier
@@ -47,6 +48,32 @@ def model_file(make_member, draw, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "toy.onnx"
     build.export([make_member(["Edema", "Fracture"])], path, draw(5))
     return path
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory):
+    """A model file from a graph written by hand, to read only."""
+    path = tmp_path_factory.mktemp("plain") / "m.onnx"
+    container.write(path, *hand_made())
+    return path
+
+
+@pytest.fixture(scope="session")
+def edited():
+    """Returns `edited(path, to, edit)`: `to`, the model of `path` after `edit(model)`, under a seal that fits.
+
+    So an attacker would write it.
+    """
+
+    def write(path, to, edit):
+        model = onnx.load(path, load_external_data=False)
+        del model.metadata_props[1:]
+        edit(model)
+        body = model.SerializeToString()
+        to.write_bytes(body + container.seal(body))
+        return to
+
+    return write
 
 
 def hand_made(seed=0, cams=False):

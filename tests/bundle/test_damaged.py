@@ -14,13 +14,6 @@ from damcli.errors import DamcliError, DataError
 OUTSIDE = {"file": "m.onnx.aaaaaaaa.data", "sha256": "a" * 64, "bytes": 100}
 
 
-@pytest.fixture(scope="module")
-def plain(hand_made, tmp_path_factory):
-    path = tmp_path_factory.mktemp("plain") / "m.onnx"
-    container.write(path, *hand_made())
-    return path
-
-
 def sealed(path, body):
     """Write a model with a seal that fits, as an attacker would."""
     # A new file: some file systems wait for the disk where one is written over.

@@ -3,11 +3,10 @@
 import json
 
 import numpy as np
-import onnx
 import pytest
 import torch
 
-from damcli.bundle import build, container
+from damcli.bundle import build
 from damcli.bundle.runtime import Model, read_info
 from damcli.metrics.calibration import Calibration
 from damcli.metrics.decisions import Decisions, decide
@@ -99,16 +98,12 @@ def test_thresholds_of_studies_say_that_they_are_of_studies(make_member, draw, t
     assert "A study is called positive where the score that its scans have together (max for A)" in card
 
 
-def test_a_model_from_before_decisions_is_read(model_file, tmp_path):
-    model = onnx.load(model_file)
-    properties = {entry.key: entry.value for entry in model.metadata_props}
-    values = json.loads(properties["damcli"])
-    old = {key: value for key, value in values.items() if key not in ("decisions", "reference")}
-    assert len(old) == len(values) - 2
-    del model.metadata_props[:]
-    model.metadata_props.add(key="damcli", value=json.dumps(old))
-    body = model.SerializeToString()
-    (tmp_path / "old.onnx").write_bytes(body + container.seal(body))
-    info = read_info(tmp_path / "old.onnx")
+def test_a_model_from_before_decisions_is_read(model_file, edited, tmp_path):
+    def age(model):
+        values = json.loads(model.metadata_props[0].value)
+        del values["decisions"], values["reference"]
+        model.metadata_props[0].value = json.dumps(values)
+
+    info = read_info(edited(model_file, tmp_path / "old.onnx", age))
     assert info == read_info(model_file)
     assert info.decisions is None

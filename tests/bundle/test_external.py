@@ -49,6 +49,16 @@ def test_beyond_the_limit_weights_go_into_one_file_beside_and_give_the_same_scor
     onnx.checker.check_model(str(tmp_path / "two.onnx"), full_check=True)
 
 
+def test_info_models_says_that_the_second_file_is_missing(pair, monkeypatch, run_here):
+    monkeypatch.chdir(pair[0].parent.parent)
+    pair[1].unlink()
+    code, out, _ = run_here("info", "models", "--json")
+    assert code == 0
+    [model] = json.loads(out)["models"]
+    assert model["model"] == "models/m.onnx"
+    assert f"its weights are in a second file, {pair[1].name!r}" in model["problem"]
+
+
 def test_weights_begin_on_pages_and_small_ones_stay(pair):
     model = onnx.load(pair[0], load_external_data=False)
     [first, *rest] = [tensor for graph in external.graphs(model.graph) for tensor in graph.initializer]
@@ -185,21 +195,13 @@ NAME = "the weights' own name"
         ({}, "never does"),
     ],
 )
-def test_weights_placed_elsewhere_are_refused(pair, place, message):
+def test_weights_placed_elsewhere_are_refused(pair, edited, place, message):
     path, weights = pair
-    model = onnx.load(path, load_external_data=False)
-    del model.metadata_props[1:]
     if "location" in place:
         place = place | {"location": place["location"].replace(NAME, weights.name)}
-    reference(model.graph.initializer[0], **place)
-    seal(path, model)
+    edited(path, path, lambda model: reference(model.graph.initializer[0], **place))
     with pytest.raises(DataError, match=message):
         container.read(path)
-
-
-def seal(path, model):
-    body = model.SerializeToString()
-    path.write_bytes(body + container.seal(body))
 
 
 def twice(model):
@@ -253,11 +255,8 @@ def unsaid(model):
         (unsaid, "refers to data outside its file"),
     ],
 )
-def test_graphs_that_do_not_fit_their_weights_are_refused(pair, edit, message):
-    model = onnx.load(pair[0], load_external_data=False)
-    del model.metadata_props[1:]
-    edit(model)
-    seal(pair[0], model)
+def test_graphs_that_do_not_fit_their_weights_are_refused(pair, edited, edit, message):
+    edited(pair[0], pair[0], edit)
     with pytest.raises(DataError, match=message):
         container.read(pair[0])
 
@@ -279,22 +278,23 @@ def test_graphs_that_do_not_fit_their_weights_are_refused(pair, edit, message):
         "x" * 300 + "{}",
     ],
 )
-def test_a_file_of_weights_elsewhere_or_of_a_strange_name_is_refused(pair, name):
+def test_a_file_of_weights_elsewhere_or_of_a_strange_name_is_refused(pair, edited, name):
     path, weights = pair
     (path.parent / "sub").mkdir()
     shutil.copy(weights, path.parent / "sub")
     shutil.copy(weights, path.parent.parent)
     name = name.format(weights.name)
-    model = onnx.load(path, load_external_data=False)
-    del model.metadata_props[1:]
-    document = json.loads(model.metadata_props[0].value)
-    document["external"]["file"] = name
-    model.metadata_props[0].value = json.dumps(document)
-    for graph in external.graphs(model.graph):
-        for tensor in graph.initializer:
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = name
-    seal(path, model)
+
+    def rename(model):
+        document = json.loads(model.metadata_props[0].value)
+        document["external"]["file"] = name
+        model.metadata_props[0].value = json.dumps(document)
+        for graph in external.graphs(model.graph):
+            for tensor in graph.initializer:
+                for entry in tensor.external_data:
+                    if entry.key == "location":
+                        entry.value = name
+
+    edited(path, path, rename)
     with pytest.raises(DataError, match="outside its folder, or in a file of a strange name"):
         container.read(path)

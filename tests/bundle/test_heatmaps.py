@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -16,6 +14,7 @@ from torch.nn.functional import interpolate
 
 from damcli.bundle import heatmaps
 from damcli.data.overlays import picture
+from tests.data.test_overlays import chunks
 
 FINDINGS = ["Edema", "Pleural Effusion"]
 HOSTILE = [
@@ -80,14 +79,6 @@ def test_a_picture_per_finding_lies_where_the_scan_did(tmp_path: Path, channels:
     changed = np.argwhere((hot != cold).any(axis=2))
     assert changed[:, 0].max() < 200, "only the upper right is hot"
     assert changed[:, 1].min() >= 200
-
-
-def chunks(png: bytes) -> Iterator[str]:
-    place = 8
-    while place < len(png):
-        (length,) = struct.unpack(">I", png[place : place + 4])
-        yield png[place + 4 : place + 8].decode()
-        place += length + 12
 
 
 def test_hostile_names_stay_inside(tmp_path: Path) -> None:

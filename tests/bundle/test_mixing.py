@@ -3,13 +3,12 @@
 import dataclasses
 
 import numpy as np
-import onnx
 import polars as pl
 import pytest
 import torch
 from onnx import TensorProto, helper
 
-from damcli.bundle import build, container
+from damcli.bundle import build
 from damcli.bundle.build import Mixed
 from damcli.bundle.runtime import Model
 from damcli.data import metadata
@@ -126,14 +125,10 @@ def weight_above_one(model):
         (weight_above_one, "metadata are damaged"),
     ],
 )
-def test_a_hostile_model_is_refused(exported, tmp_path, edit, message):
-    model = onnx.load(exported[0])
-    del model.metadata_props[1:]
-    edit(model)
-    body = model.SerializeToString()
-    (tmp_path / "hostile.onnx").write_bytes(body + container.seal(body))
+def test_a_hostile_model_is_refused(exported, edited, tmp_path, edit, message):
+    path = edited(exported[0], tmp_path / "hostile.onnx", edit)
     with pytest.raises(DataError, match=message):
-        Model.open(tmp_path / "hostile.onnx", "cpu")
+        Model.open(path, "cpu")
 
 
 def test_one_column_of_two_kinds_is_refused(make_member, draw, tmp_path):

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from damcli.bundle import container, openvino
@@ -21,19 +20,17 @@ pytestmark = pytest.mark.skipif(not openvino.installed(), reason="openvino is no
 
 
 @pytest.fixture
-def measured(model_file, tmp_path):
+def measured(model_file, edited, tmp_path):
     """Returns `make(found)`: the model with this `Parity.openvino`."""
 
     def make(found):
-        model = onnx.load(model_file)
         info = container.read(model_file).info
         info = info.model_copy(update={"parity": info.parity.model_copy(update={"openvino": found})})
-        del model.metadata_props[1:]
-        model.metadata_props[0].value = info.model_dump_json()
-        body = model.SerializeToString()
-        path = tmp_path / "measured.onnx"
-        path.write_bytes(body + container.seal(body))
-        return path
+
+        def say(model):
+            model.metadata_props[0].value = info.model_dump_json()
+
+        return edited(model_file, tmp_path / "measured.onnx", say)
 
     return make
 

@@ -17,7 +17,6 @@ import pytest
 from damcli.bundle import table
 from damcli.bundle.table import Columns, Row
 from damcli.data.scores import ScanTable
-from damcli.errors import DataError
 
 FINDINGS = ("Edema", "Pleural Effusion, large")
 FORMS = ("csv", "json", "jsonl", "parquet")
@@ -138,12 +137,6 @@ def test_no_cell_of_the_csv_is_a_formula(tmp_path):
     assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for line in cells for cell in line)
     assert [line[0] for line in cells[1:]] == [f"'{name}" for name in [*names, "="]]
     assert ScanTable.read(path).ids == [*names, "="]
-
-
-@pytest.mark.parametrize("finding", ["Status", "error", "study", "Patient", "Scans", "a:positive"])
-def test_a_finding_called_as_a_column_is_refused(finding):
-    with pytest.raises(DataError, match=f"would be called '{finding}'"):
-        Columns(("a", finding), thresholds={"a": 0.5}, ids=("study", "patient"), counts=True)
 
 
 def test_a_score_that_is_no_number_is_never_written_as_json(tmp_path):

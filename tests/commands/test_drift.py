@@ -1,6 +1,8 @@
 """`damcli evaluate MODEL --drift SCANS`: like those trained on, or not, from files or a dataset; nothing is dropped."""
 
 import json
+import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -85,6 +87,26 @@ def test_files_are_scored_as_predict_scores_them(model, valid, tmp_path):
     expected = Model.open(model, "cpu").score(valid)
     for shift, mean in zip(found.shifts, expected.mean(axis=0), strict=False):
         assert shift.now == pytest.approx(mean, abs=1e-6)
+
+
+def test_archives_are_read_as_the_folder_that_they_hold(model, valid, tmp_path, run_here):
+    scans = saved(tmp_path / "scans", valid[:40])
+    (scans / "cut.png").write_bytes((scans / "000.png").read_bytes()[:50])
+    files = sorted(scans.iterdir())
+    with zipfile.ZipFile(tmp_path / "scans.zip", "w") as archive:
+        for file in files:
+            archive.write(file, file.name)
+    # Of a compressed one nobody knows before how many scans it holds.
+    with tarfile.open(tmp_path / "scans.tgz", "w:gz") as archive:
+        for file in files:
+            archive.add(file, file.name)
+    documents = []
+    for given in ("scans", "scans.zip", "scans.tgz"):
+        code, out, err = run_here("evaluate", model, "--drift", given, "--json")
+        assert code == 4, err
+        documents.append(json.loads(out) | {"scans": ""})
+    assert documents[0] == documents[1] == documents[2]
+    assert (documents[0]["compared"], documents[0]["failed"][0]["path"]) == (40, "cut.png")
 
 
 def test_failed_and_skipped_files_are_counted_and_listed_and_the_code_is_4(model, valid, tmp_path, run_here):

@@ -1,4 +1,4 @@
-"""What uncertain and blank labels become."""
+"""What findings may be called, and what uncertain and blank labels become."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,38 @@ from pydantic import ValidationError
 
 from damcli.data import labels
 from damcli.data.labels import Policy
-from damcli.errors import UsageError
+from damcli.errors import DataError, UsageError
 
 RAW = np.array([1.0, 0.0, -1.0, np.nan])
 DRAWN = 0.0483092318435302
 IDS = ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("finding", "why"),
+    [
+        *((name, "tables of scores have a column of that name") for name in (*labels.NO_FINDINGS, "Edema:positive")),
+        ("Status", "called 'Status'"),
+        (" PATIENT ", "called ' PATIENT '"),
+        ("Ede\x1b[2Jma", r"'Ede\\x1b\[2Jma': '\\x1b' is no character that can be shown"),
+        ("Ede\nma", "no character"),
+        ("Edema\x85", "no character"),
+        ("", "must be named"),
+        (" ", "must be named"),
+        ("Mass", "each once"),
+    ],
+)
+def test_findings_that_cannot_be_columns_are_refused(finding: str, why: str) -> None:
+    with pytest.raises(DataError, match=why):
+        labels.check_findings(["Mass", finding])
+
+
+def test_findings_may_be_called_anything_else() -> None:
+    labels.check_findings(
+        ["mass", "Mass", "Pleural Effusion, large", "=1+1", "HER2 positive", "Ödem", "patients", "ok"]
+    )
+    with pytest.raises(DataError, match="must be named"):
+        labels.check_findings([])
 
 
 @pytest.mark.parametrize(

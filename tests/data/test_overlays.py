@@ -17,6 +17,7 @@ def read(png: bytes) -> npt.NDArray[np.uint8]:
 
 
 def chunks(png: bytes) -> Iterator[str]:
+    """Yield the kinds of a PNG's chunks: a text would be one of its own."""
     place = 8
     while place < len(png):
         (length,) = struct.unpack(">I", png[place : place + 4])

@@ -73,6 +73,22 @@ def test_a_name_quoted_against_spreadsheets_is_found(tmp_path: Path) -> None:
     assert joined.scores.tolist() == [[0.1], [0.2]]
 
 
+def test_ids_quoted_against_spreadsheets_are_read_as_they_are(tmp_path: Path) -> None:
+    found = table(tmp_path, "path,Patient,study,Edema\na,'-12,'=s,0.1\nb,'7,,0.2\nc,007,s\t1,0.3\n")
+    assert found.patients == ["-12", "'7", "007"]
+    assert found.frame["study"].fill_null("").to_list() == ["=s", "", "s\t1"]
+    # In Parquet nothing is quoted, so a quote is the id's own.
+    found.frame.with_columns(patient=pl.lit("'-12")).write_parquet(tmp_path / "s.parquet")
+    assert ScanTable.read(tmp_path / "s.parquet").patients == ["'-12"] * 3
+
+
+def test_calls_by_a_threshold_ids_and_counts_are_no_findings(tmp_path: Path) -> None:
+    header = "path,status,error,Edema,Mass,Edema:positive,patient,study,scans,Scans_Failed"
+    found = table(tmp_path, f"{header}\na.png,ok,,0.1,0.9,0,p,s,2,1\n")
+    assert found.names == ["Edema", "Mass"]
+    assert found.named(["edema:positive", "EDEMA"]).names == ["EDEMA", "Mass"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from damcli.data import feeding
 from damcli.data.images import Contract
 from damcli.data.workers import Decoded, decode
 from damcli.errors import MachineError
@@ -112,24 +113,6 @@ def test_a_worker_killed_from_outside_costs_nothing(scans):
     assert same(seen + list(results), list(decode(scans * 20, CONTRACT, workers=0)))
 
 
-def test_a_decoder_that_crashes_costs_its_scan(scans):
-    results = decode(scans, CONTRACT, workers=1)
-    killed: set[int] = set()
-
-    def killed_twice() -> bool:
-        for pid in workers_of() - killed:
-            os.kill(pid, signal.SIGKILL)
-            killed.add(pid)
-        return len(killed) == 2
-
-    # The process of the first scan dies twice, each time before it can have answered.
-    taken = in_background(results)
-    wait_until(killed_twice)
-    decoded = taken()
-    assert decoded[0] == Decoded(0, None, "failed", "the decoder crashed (SIGKILL)")
-    assert same(decoded[1:], list(decode(scans, CONTRACT, workers=0))[1:])
-
-
 def test_a_decoder_that_hangs_costs_its_scan(scans):
     paths = scans * 10
     results = decode(paths, CONTRACT, workers=1, seconds=2)
@@ -168,6 +151,22 @@ def test_workers_that_cannot_start(scans, monkeypatch, python):
     monkeypatch.setattr(sys, "executable", python)
     with pytest.raises(MachineError, match="cannot start"):
         list(decode(scans, CONTRACT, workers=1))
+
+
+@pytest.mark.parametrize("killed", [2, 3])
+def test_a_process_killed_before_it_is_ready_is_no_fault_of_the_scan(scans, tmp_path, monkeypatch, killed) -> None:
+    starts = tmp_path / "starts"
+    kill = (
+        f"import os; open({str(starts)!r}, 'ab').write(b'.')\n"
+        f"if os.path.getsize({str(starts)!r}) <= {killed}: os.kill(os.getpid(), 9)\n"
+    )
+    monkeypatch.setattr(feeding, "_START", kill + feeding._START)
+    decoded = decode(scans[:2], CONTRACT, workers=1)
+    if killed < feeding.STARTS:
+        assert [scan.status for scan in decoded] == ["ok", "ok"]
+    else:
+        with pytest.raises(MachineError, match=r"cannot start: they are killed \(SIGKILL\)"):
+            list(decoded)
 
 
 def test_names_that_are_no_unicode(tmp_path, scans):

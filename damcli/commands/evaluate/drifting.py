@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from damcli.data.archives import Place, Refused
     from damcli.data.inputs import Given
     from damcli.data.store import Dataset
-    from damcli.data.workers import Lot
     from damcli.metrics.drift import Reference, Shift
 
 BATCH = 32
@@ -110,9 +109,9 @@ class DriftResult:
 def run(model: Path, scans: Path, device: str = "auto") -> DriftResult:
     """Score scans with a model, and compare their scores and pixels with those of the scans that it was made on.
 
-    `scans` is a folder (or one file) of scans, decoded as `damcli predict` does, or a prepared dataset. Raises
-    `UsageError` for a model without a reference and where there is nothing to compare, `DataError` for a dataset that
-    was prepared otherwise and where no scan could be scored.
+    `scans` is what `damcli predict` takes (a folder, a file, an archive, a table of paths), decoded as it does, or a
+    prepared dataset. Raises `UsageError` for a model without a reference and where there is nothing to compare,
+    `DataError` for a dataset that was prepared otherwise and where no scan could be scored.
     """
     import numpy as np
 
@@ -128,14 +127,14 @@ def run(model: Path, scans: Path, device: str = "auto") -> DriftResult:
             fix="export it again: damcli export RUN; several runs only where their tune parts share scans (one seed)",
         )
     if opened.fell_back:
-        console.warn(f"scoring on the CPU: {opened.provider_note} (see damcli info doctor)")
+        console.warn(f"{opened.provider_note} (see damcli info doctor)")
     notes, counted = list(LIMITS), Counted()
     prepared = (scans / "dataset.json").is_file()
     batches, total = _of_dataset(opened, scans, counted, notes) if prepared else _of_files(opened, scans, counted)
-    lots, parts = [], []
-    lots_of = None if total is None else -(-total // BATCH)
-    for images, scores in console.track(batches, lots_of, "drift", unit="batches"):
-        lots.append(drift.pixel_statistics(images))
+    number = None if total is None else -(-total // BATCH)
+    pixels, parts = [], []
+    for images, scores in console.track(batches, number, "drift", unit="batches"):
+        pixels.append(drift.pixel_statistics(images))
         parts.append(scores)
     if not counted.compared:
         name, error = counted.failed[0] if counted.failed else (str(scans), "no file is an image")
@@ -147,7 +146,7 @@ def run(model: Path, scans: Path, device: str = "auto") -> DriftResult:
         notes.append(
             "scores are not compared: the model also takes metadata, which files do not have; prepare a dataset with it"
         )
-    shifts = drift.compare(reference, columns, drift.gathered(lots))
+    shifts = drift.compare(reference, columns, drift.gathered(pixels))
     least = drift.least_distance(min(sample.count for sample in reference.pixels.values()), counted.compared)
     if least > FEW:
         notes.append(f"with {counted.compared} scans a distance below {least:.2f} cannot be told from chance")
@@ -217,22 +216,21 @@ def _decoded(opened: Model, given: Given, counted: Counted) -> Iterator[Scored]:
             names.append(one.name)
             yield one.source
 
-    lots = cast("Generator[Lot, None, None]", batches(places(), opened.info.contract, cores(), BATCH))
-    with closing(lots):
+    with closing(batches(places(), opened.info.contract, cores(), BATCH)) as lots:
         for lot in lots:
-            own = [names.popleft() for _ in lot.scans]
-            named = [name for name, scan in zip(own, lot.scans, strict=True) if scan.status == "ok"]
-            counted.failed += [(n, scan.reason) for n, scan in zip(own, lot.scans, strict=True) if scan.status == "failed"]
-            counted.skipped += sum(scan.status == "skipped" for scan in lot.scans)
-            counted.remarks.update(scan.reason for scan in lot.scans if scan.status == "ok" and scan.reason)
-            images = lot.images.copy()
-            lot.release()
-            scores = opened.score(images)
+            scans = [(names.popleft(), scan) for scan in lot.scans]
+            good = [(name, scan.reason) for name, scan in scans if scan.status == "ok"]
+            counted.failed += [(name, scan.reason) for name, scan in scans if scan.status == "failed"]
+            counted.skipped += sum(scan.status == "skipped" for _, scan in scans)
+            counted.remarks.update(remark for _, remark in good if remark)
+            scores = opened.score(lot.images)
             finite = np.isfinite(scores).all(axis=1)
+            images = lot.images[finite]  # a copy, which outlives the lot
+            lot.release()
             broken = np.flatnonzero(~finite).tolist()
-            counted.failed += [(named[row], "the model gave a score that is no number") for row in broken]
-            counted.compared += int(finite.sum())
-            yield images[finite], scores[finite]
+            counted.failed += [(good[row][0], "the model gave a score that is no number") for row in broken]
+            counted.compared += len(images)
+            yield images, scores[finite]
 
 
 def _of_dataset(opened: Model, path: Path, counted: Counted, notes: list[str]) -> tuple[Iterator[Scored], int]:

@@ -153,7 +153,7 @@ def _model(path: Path, on: Path, split: str, device: str) -> Evaluation:
     truth = Truth.of_dataset(dataset, split, rows)
     opened = Model.open(path, device)
     if opened.fell_back:
-        console.warn(f"scoring on the CPU: {opened.provider_note}")
+        console.warn(f"{opened.provider_note} (see damcli info doctor)")
     _same_contract(opened.info.contract, dataset, path)
     findings, remarks = _shared(opened.info.findings, truth, path)
     remarks += views.remark(member.views for member in opened.info.members)
