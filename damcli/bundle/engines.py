@@ -22,6 +22,8 @@ _NO_MEMORY = re.compile(
     re.IGNORECASE,
 )
 
+_LONGEST = 500  # letters of what an engine says
+
 
 class OutOfMemory(MachineError):  # noqa: N818 - what happened, by the name it has everywhere
     """A batch did not fit into memory; a smaller one may."""
@@ -76,5 +78,12 @@ def failures() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first line of what an error says, or its kind where it says nothing.
+
+    It may quote a name out of the model, which must not get at the terminal.
+
+    >>> first_line(ValueError("no node 'a\\x1b[31m' …\\nmore"))
+    "no node 'a\\\\x1b[31m' …"
+    """
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line[:_LONGEST])

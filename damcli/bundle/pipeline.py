@@ -10,19 +10,24 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from pathlib import PurePath
 from queue import SimpleQueue
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from damcli.bundle.runtime import Model, OutOfMemory, Output
+from damcli.bundle.engines import OutOfMemory
+from damcli.bundle.runtime import Model, Output
 from damcli.bundle.table import Row
 from damcli.data.archives import Place, Refused
+from damcli.data.images import NO_IMAGE
 from damcli.data.inputs import Input
 from damcli.data.workers import Decoded, Lot, batches
 from damcli.errors import MachineError
 
+# What is called like this and is no image may have been one.
+IMAGE_SUFFIXES = (".dcm", ".dicom", ".jpg", ".jpeg", ".png", ".tif", ".tiff")
 # What is done with a scan that was scored: its input, its pixels (H, W[, 3]) and its maps (K, h, w).
 Draw = Callable[[Input, NDArray[np.uint8], NDArray[np.float32]], None]
 # The patient and the study of a scan, from what the decoder found in its header.
@@ -74,7 +79,8 @@ class Pipeline:
 
         def places() -> Iterator[Place | Refused]:
             for one in inputs:
-                taken.append(one)
+                # What the decoder needs of a compressed archive is let go by it; held here, it would fill the memory.
+                taken.append(one._replace(place=one.place._replace(content=None)))
                 yield one.source
 
         # One lot waits for each thread, so that none is idle while the next ones are decoded.
@@ -87,7 +93,8 @@ class Pipeline:
             try:
                 for lot in lots:
                     pending.append(pool.submit(self._score, [taken.popleft() for _ in lot.scans], lot))
-                    if len(pending) > waiting:
+                    # What is done is handed on, so that it is on the disk should the next lots take their time.
+                    while pending and (len(pending) > waiting or pending[0].done()):
                         yield pending.popleft().result()
                 while pending:
                     yield pending.popleft().result()
@@ -106,7 +113,7 @@ class Pipeline:
         rows = []
         for one, scan in zip(inputs, lot.scans, strict=True):
             patient, study = self.whose(one, scan) if self.whose else ("", "")
-            row = Row(one.name, scan.status, scan.reason, None, patient=patient, study=study)
+            row = Row(one.name, scan.status, scan.reason, None, _doubt(one.name, scan.reason), patient, study)
             if scan.status == "ok":
                 row = self._row(row, one, next(images), *next(found))
             rows.append(row)
@@ -161,3 +168,10 @@ class Pipeline:
             for output in pieces
             for row, scores in enumerate(output.scores)
         ]
+
+
+def _doubt(name: str, reason: str) -> str:
+    """Return what is remarkable of a file that was passed over; macOS writes a `._a.dcm` beside every `a.dcm`."""
+    path = PurePath(name)
+    named = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._")
+    return f"{NO_IMAGE}, though named like one: damaged?" if named and reason == NO_IMAGE else ""

@@ -85,6 +85,8 @@ def _on_gpus(provider: str, model: bytes, folder: Path | None, fp16: bool) -> tu
     ort.preload_dlls()
     chain: list[tuple[str, dict[str, str]]] = [(CUDA, _CUDA_OPTIONS)]
     if provider == TENSORRT:
+        # It would take TF32 too, and there is no option against it.
+        os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
         with suppress(ImportError):
             import tensorrt  # noqa: F401 - loads the libraries of NVIDIA's wheel
         chain.insert(0, (TENSORRT, _tensorrt_options(model, fp16)))
@@ -140,7 +142,7 @@ def _session(
     options.inter_op_num_threads = 1
     # Threads that wait by spinning would take the cores from the processes that decode.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     return ort.InferenceSession(model, options, providers=list(providers))

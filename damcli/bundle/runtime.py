@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,26 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from damcli.bundle import container, openvino, providers
-from damcli.bundle.batching import best_batch
-from damcli.bundle.engines import Engine, OutOfMemory
+from damcli.bundle.engines import Engine
 from damcli.bundle.providers import CPU, CUDA, TENSORRT
-from damcli.bundle.schema import CAMS, INPUT, METADATA, OUTPUT, MemberInfo, ModelInfo, Parity
+from damcli.bundle.schema import CAMS, INPUT, METADATA, OUTPUT, ModelInfo
 from damcli.errors import MachineError
-
-__all__ = [
-    "CPU",
-    "CUDA",
-    "DEVICES",
-    "TENSORRT",
-    "MemberInfo",
-    "Model",
-    "ModelInfo",
-    "OutOfMemory",
-    "Output",
-    "Parity",
-    "best_batch",
-    "read_info",
-]
 
 DEVICES = ("auto", "cpu", "cuda", "tensorrt", "openvino")
 
@@ -45,7 +30,8 @@ class Output(NamedTuple):
 class Model:
     """An opened model. `provider` is what it really runs on; `provider_note` says what that is, and why.
 
-    `fell_back` is true where less is used than was asked for, or than is there: a warning's worth.
+    `fell_back` is true where less is used than was asked for, or than is there: a warning's worth. `sha256` is that of
+    the file as it was opened, whatever lies there now.
     """
 
     info: ModelInfo
@@ -53,6 +39,7 @@ class Model:
     provider_note: str
     fell_back: bool
     engines: tuple[Engine, ...]
+    sha256: str
 
     @classmethod
     def open(
@@ -81,7 +68,8 @@ class Model:
             raise MachineError(f"a GPU is required: {note}", fix="see damcli info doctor, or leave out --require-gpu")
         if started.provider == CPU and device != "cpu" and openvino.installed() and not openvino.refusal(info.parity):
             note += "; --device openvino may be faster"
-        return cls(info, started.provider, note, started.fell_back, started.engines)
+        sha256 = hashlib.sha256(data).hexdigest()
+        return cls(info, started.provider, note, started.fell_back, started.engines, sha256)
 
     @property
     def devices(self) -> int:

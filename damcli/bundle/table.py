@@ -28,8 +28,8 @@ from damcli.data.labels import CALLS
 class Row(NamedTuple):
     """One input: `scores` is float32 (findings,) where `status` is ok, else None, and `error` says why.
 
-    `remark` is what is remarkable of a scan that is ok; it stays out of the table. `patient` and `study` are "" where
-    not known. Where the row is of a study or patient, `path` is its key, and `scans` and `failed` count its scans.
+    `remark` is what is remarkable of a file that did not fail; it stays out of the table. `patient` and `study` are ""
+    where not known. In the row of a study or patient `path` is its key, and `scans` and `failed` count its scans.
     """
 
     path: str

@@ -48,6 +48,7 @@ UNREADABLE = {
     rb"....ftypavi[fs]": "AVIF",
     rb"\x5c\x01\0\0|\0\0\x01\x5c": "NIfTI",
 }
+NO_IMAGE = "no image by its content"
 # A JPEG that begins with a lossless frame, as the films of DDSM do; ordinary files have an APP segment before it.
 LOSSLESS_JPEG = b"\xff\xd8\xff\xc3"
 _REGION = re.compile(r"(.+)#xywh=(\d{1,6}),(\d{1,6}),(\d{1,6}),(\d{1,6})", re.DOTALL)
@@ -183,7 +184,10 @@ def _dicom(data: bytes, head: bytes, frame: int | None) -> tuple[NDArray, tuple[
             raise DataError(f"{name} images cannot be read: convert them to PNG without loss")
     if archive := archives.kind(data):
         raise DataError(f"this is an archive ({archive}), which may hold scans: unpack it")
-    raise NotAnImage("no image by its content") if data else DataError("the file is empty")
+    if not data.strip(b"\0"):
+        # No file of another kind is like this, but copies that were cut off are.
+        raise DataError("the file holds nothing but zeros: it was not copied whole" if data else "the file is empty")
+    raise NotAnImage(NO_IMAGE)
 
 
 def _id(dataset: Dataset, keyword: str) -> str:

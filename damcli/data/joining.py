@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
+from damcli.data.scores import spelled
 from damcli.errors import DataError
 
 
@@ -14,14 +15,15 @@ def rows_of(scans: Iterable[tuple[str, Path]], paths: Sequence[str], where: obje
 
     `scans` are (name, file), `paths` those of the table's rows, each once. A row belongs to the scan of that name;
     else to the scan whose file ends in the row's path, of which a bare file name is the shortest; else to the one
-    whose name the row's path ends in. Whole parts of paths are compared: `1.png` is not the end of `11.png`. Raises
-    `DataError`, with `where`, where a scan has several rows or a row several scans: a guess would be a wrong join.
+    whose name the row's path ends in. Whole parts of paths are compared, written as `scores.spelled` does: `1.png` is
+    not the end of `11.png`. Raises `DataError`, with `where`, where a scan has several rows or a row several scans: a
+    guess would be a wrong join.
 
     >>> files = [("a/1.png", Path("/new/a/1.png")), ("2.png", Path("/new/2.png"))]
     >>> rows_of(files, ["/old/a/1.png", "2.png"], "table.csv")
     {'a/1.png': 0, '2.png': 1}
     """
-    rows = {PurePath(path).as_posix(): row for row, path in enumerate(paths)}
+    rows = {spelled(path): row for row, path in enumerate(paths)}
     if len(rows) < len(paths):
         raise DataError("a path is there more than once, written in two ways", where=where, fix="keep one row per scan")
     longer: dict[str, list[tuple[str, int]]] = defaultdict(list)
@@ -30,8 +32,9 @@ def rows_of(scans: Iterable[tuple[str, Path]], paths: Sequence[str], where: obje
     found: dict[str, int] = {}
     owner: dict[int, str] = {}
     for name, file in scans:
-        own = _row(name, file, rows)
-        ends = [row for path, row in longer[PurePath(name).name] if path.endswith(f"/{name.lstrip('/')}")]
+        own = _row(spelled(name), file, rows)
+        end = spelled(name).lstrip("/")
+        ends = [row for path, row in longer[PurePath(end).name] if path.endswith(f"/{end}")]
         if own is None and len(ends) > 1:
             raise _unclear(f"{len(ends)} rows may be of the scan {name}, first {paths[ends[0]]}", where)
         for row in ends[:1] if own is None else [own]:
@@ -46,7 +49,7 @@ def _row(name: str, file: Path, rows: dict[str, int]) -> int | None:
     if name in rows:
         return rows[name]
     whole = file.absolute()
-    ends = (PurePath(*whole.parts[start:]).as_posix() for start in range(len(whole.parts)))
+    ends = (spelled(PurePath(*whole.parts[start:]).as_posix()) for start in range(len(whole.parts)))
     return next((rows[end] for end in ends if end in rows), None)
 
 

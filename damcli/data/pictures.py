@@ -79,7 +79,8 @@ def read(data: bytes, kind: str, frame: int | None) -> NDArray[np.uint8] | NDArr
             images = getattr(image, "n_frames", 1)
             if images > 1 and kind != "JPEG":
                 if frame is None:
-                    raise DataError(f"the file holds {images} images, and one is expected (--frame N takes one)")
+                    fix = "damcli prepare --frame N takes one"
+                    raise DataError(f"the file holds {images} images, and one is expected ({fix})")
                 if frame >= images:
                     raise DataError(f"the file holds {images} images, and none has the number {frame}")
                 image.seek(frame)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from damcli.errors import MachineError
 from damcli.files import disk_errors
 
 _ZEROS = bytes(2**20)
@@ -54,7 +55,14 @@ def _anonymous(size: int) -> int:
     """Return a file of zeros that has no name: in memory where the system can, else among the temporary files."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("damcli")
-        os.ftruncate(descriptor, size)
+        try:
+            os.ftruncate(descriptor, size)
+        except OSError as error:
+            os.close(descriptor)
+            raise MachineError(
+                f"{size:,} bytes of shared memory cannot be had: {error.strerror}",
+                fix="decode in one process (--workers 0), fewer scans at a time (--batch), or raise ulimit -f",
+            ) from error
         return descriptor
     with disk_errors(Path(tempfile.gettempdir())), tempfile.TemporaryFile(buffering=0) as file:
         # Written in full: where a disk fills up behind a mapping, the system kills whoever touches it.

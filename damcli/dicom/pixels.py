@@ -117,7 +117,7 @@ def grey16(dataset: Dataset, frame: int | None = None) -> NDArray[np.uint16] | N
         _require_image(dataset)
         frames = int(number(dataset, "NumberOfFrames") or 1)
         if frame is None and frames > 1:
-            raise DataError(f"the image has {frames} frames, and one is expected (--frame N takes one)")
+            raise DataError(f"the image has {frames} frames, and one is expected (damcli prepare --frame N takes one)")
         if frame is not None and frame >= frames > 1:
             raise DataError(f"the image has {frames} frames, and none has the number {frame}")
         index = frame if frame is not None and frames > 1 else 0

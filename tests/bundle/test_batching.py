@@ -8,7 +8,9 @@ import pytest
 
 from damcli.bundle import batching
 from damcli.bundle.batching import available_memory, best_batch
-from damcli.bundle.runtime import CUDA, TENSORRT, Model, OutOfMemory
+from damcli.bundle.engines import OutOfMemory
+from damcli.bundle.providers import CUDA, TENSORRT
+from damcli.bundle.runtime import Model
 
 
 @pytest.fixture

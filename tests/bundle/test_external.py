@@ -233,6 +233,10 @@ def negative(model):
     model.graph.initializer[0].dims[0] = -256
 
 
+def many_sides(model):
+    model.graph.initializer[0].dims.extend([2**62] * 1_000_000)  # a product of which takes hours
+
+
 def no_text(model):
     model.ParseFromString(model.SerializeToString().replace(b"24576", b"2\xff576"))
 
@@ -251,6 +255,7 @@ def unsaid(model):
         (strings, "do not lie in their file"),
         (larger, "do not lie in their file"),
         (negative, "do not lie in their file"),
+        (many_sides, "do not lie in their file"),
         (no_text, "do not lie in their file"),
         (unsaid, "refers to data outside its file"),
     ],

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from damcli.bundle import container, openvino
-from damcli.bundle.runtime import Model, best_batch
+from damcli.bundle.batching import best_batch
+from damcli.bundle.runtime import Model
 from damcli.bundle.schema import INPUT, OUTPUT, OpenVINOParity
 from damcli.errors import MachineError
 from damcli.metrics import auroc

@@ -101,7 +101,8 @@ def test_a_batch_beyond_the_memory_fails_as_that_and_a_smaller_one_is_scored(mod
     code = f"""
 import resource, numpy as np
 from pathlib import Path
-from damcli.bundle.runtime import Model, OutOfMemory
+from damcli.bundle.engines import OutOfMemory
+from damcli.bundle.runtime import Model
 model = Model.open(Path({os.fspath(model_file)!r}), "cpu", threads=1)
 images = np.random.default_rng(0).integers(0, 256, (20000, 48, 48, 1), dtype=np.uint8)
 expected = model.score(images[:4])
@@ -121,6 +122,15 @@ def test_what_tensorrt_builds_is_kept_by_the_model_where_only_the_user_reads(tmp
     places = [providers._tensorrt_options(model, True)["trt_engine_cache_path"] for model in (b"a", b"b", b"a")]
     assert places[0] == places[2] != places[1]
     assert all(stat.S_IMODE(Path(place).stat().st_mode) == 0o700 for place in places)
+
+
+@without_gpu
+def test_tensorrt_computes_in_fp32_as_cuda_does(model_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(providers, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(providers, "gpus", lambda: 1)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    Model.open(model_file, "tensorrt")
+    assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a convention of Linux")

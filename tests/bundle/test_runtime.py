@@ -1,12 +1,14 @@
 """An opened model: where it runs and why, what it takes; that it needs no torch."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from damcli import files
 from damcli.bundle.runtime import Model
 from damcli.errors import DataError
 
@@ -19,6 +21,13 @@ def test_a_graph_that_cannot_run_is_refused(model_file, edited, tmp_path):
     with pytest.raises(DataError, match="ONNX Runtime refuses this model") as caught:
         Model.open(path, "cpu")
     assert caught.value.where == path
+
+
+def test_a_model_is_known_by_what_was_opened_whatever_takes_its_place(model_file, tmp_path):
+    path = shutil.copy(model_file, tmp_path / "m.onnx")
+    model = Model.open(path, "cpu")
+    path.write_bytes(b"another")
+    assert model.sha256 == files.sha256(model_file)
 
 
 def test_images_of_another_shape_or_type_are_our_mistake(model_file):

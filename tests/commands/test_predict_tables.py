@@ -109,3 +109,89 @@ def test_ids_are_pseudonyms_of_the_secret_unless_they_are_kept(scans, model_file
     assert len(kept) == 2
     assert hidden["patient"].to_list() == [pseudonym(SECRET.encode(), "patient", one) for one in kept["patient"]]
     assert hidden.drop("patient").equals(kept.drop("patient"))
+
+
+def test_a_table_of_metadata_that_knows_none_of_the_scans_is_refused_and_one_that_lacks_some_is_said(
+    scans, model_file, tmp_path, capfd
+):
+    about, out = tmp_path / "about.csv", tmp_path / "s.csv"
+    about.write_text("path,patient,study\nother/1.png,P1,S1\n")
+    with pytest.raises(SystemExit) as end:
+        main(
+            [
+                "predict",
+                str(scans),
+                "--model",
+                str(model_file),
+                "-o",
+                str(out),
+                "--by",
+                "study",
+                "--metadata",
+                str(about),
+            ]
+        )
+    assert end.value.code == 3
+    assert "no row belongs to any of the files (the first row is other/1.png)" in capfd.readouterr().err
+    # As Excel on Windows writes it.
+    lines = ["path;patient;study", *(f"D:\\scans\\{name.replace('/', chr(92))};P1;S1" for name in NAMES[2:])]
+    about.write_text("\r\n".join(lines), encoding="utf-8-sig")
+    frame = table(scans, model_file, out, "--by", "study", "--keep-ids", "--metadata", str(about))
+    assert frame["study"].to_list() == ["patient7/study1", "P1/S1"]
+    assert f"3 files have no row in {about}" in capfd.readouterr().err
+
+
+def test_another_secret_starts_over_so_that_no_patient_has_two_pseudonyms(
+    scans, model_file, tmp_path, monkeypatch, capfd
+):
+    from damcli.bundle import table as tables
+
+    out = tmp_path / "s.csv"
+    arguments = ["predict", str(scans), "--model", str(model_file), "-o", str(out), "--workers", "0", "--by", "patient"]
+
+    def cut_off(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tables, "write", cut_off)
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+    assert end.value.code == 130
+    monkeypatch.setenv("DAMCLI_SECRET", "another secret of the test")
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "made with another secret: starting over" in capfd.readouterr().err
+    assert read(out).equals(table(scans, model_file, tmp_path / "fresh.csv", "--by", "patient"))
+
+
+def test_what_is_called_like_an_image_and_is_none_is_said(model_file, tmp_path, capfd):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for name in ("error.DCM", "._error.DCM", "notes.txt"):
+        (folder / name).write_text("503 Service Unavailable")
+    with pytest.raises(SystemExit) as end:
+        main(["predict", str(folder), "--model", str(model_file), "-o", str(tmp_path / "s.csv"), "-q"])
+    assert not end.value.code
+    assert capfd.readouterr().err == "warning: 1 scans: no image by its content, though named like one: damaged?\n"
+
+
+def test_the_table_of_scans_is_no_folder_before_anything_is_scored(scans, model_file, tmp_path, capfd):
+    (tmp_path / "s-scans.csv").mkdir()
+    with pytest.raises(SystemExit) as end:
+        main(["predict", str(scans), "--model", str(model_file), "-o", str(tmp_path / "s.csv"), "--by", "study"])
+    assert end.value.code == 2
+    assert "the table of scans would go there, and it is a folder" in capfd.readouterr().err
+
+
+def test_evaluate_by_study_takes_the_studies_of_the_table_of_scans(scans, model_file, tmp_path, capfd):
+    import json
+
+    table(scans, model_file, tmp_path / "s.csv", "--by", "study")
+    beside = read(tmp_path / "s-scans.csv").filter(pl.col("status") != "skipped")
+    beside.select("path", Edema=pl.Series([1, 0, 0, 1])).write_csv(tmp_path / "labels.csv")
+    capfd.readouterr()
+    names = [tmp_path / name for name in ("s-scans.csv", "labels.csv", "told")]
+    with pytest.raises(SystemExit):
+        main(["evaluate", *map(str, names[:2]), "--by", "study", "--draws", "200", "--json", "-o", str(names[2])])
+    told = json.loads(capfd.readouterr().out)
+    assert (told["unit"]["by"], told["units"], told["patients"], told["failed"]) == ("study", 3, 2, 1)

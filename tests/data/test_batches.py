@@ -182,7 +182,7 @@ def test_a_slow_consumer_holds_up_the_source(places):
 
 def test_bytes_on_their_way_to_workers_are_bounded(tmp_path):
     number = count()
-    data = bytes(2**24)
+    data = b"x" * 2**24
     source = (Place(tmp_path / "a.tgz", content=data) for _ in range(60) if next(number) >= 0)
     with closing(decode(source, CONTRACT, workers=2)) as results:
         assert next(results).status == "skipped"
@@ -202,6 +202,17 @@ def test_memory_without_memfd(places, monkeypatch):
             Ring(400, (100, 100))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_limit_on_the_size_of_files_holds_for_shared_memory_too_and_is_said():
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(MachineError, match="40,000 bytes of shared memory cannot be had") as caught:
+            Ring(4, (100, 100))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "--workers 0" in str(caught.value.fix)
 
 
 # --- killed, hanging, closed ----------------------------------------------------------------------------------------

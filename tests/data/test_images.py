@@ -241,7 +241,6 @@ def test_a_dicom_file_whose_preamble_is_a_tiff_header(tmp_path, test_data):
         b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500),
         b"%PDF-1.7\n",
         b"{}",
-        bytes(2000),
         bytes(range(256)) * 4,
     ],
 )
@@ -264,9 +263,10 @@ def test_what_is_no_file(tmp_path):
         assert str(tmp_path) not in str(caught.value)
 
 
-def test_an_empty_file_is_a_broken_one(tmp_path):
-    (tmp_path / "scan.png").touch()
-    with pytest.raises(DataError, match="empty") as caught:
+@pytest.mark.parametrize(("content", "message"), [(b"", "empty"), (bytes(2000), "nothing but zeros")])
+def test_an_empty_file_is_a_broken_one(tmp_path, content, message):
+    (tmp_path / "scan.png").write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
         read_scan(tmp_path / "scan.png", grey(8))
     assert not isinstance(caught.value, NotAnImage)
 

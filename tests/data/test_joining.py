@@ -25,6 +25,12 @@ def test_a_row_may_name_more_of_the_path_than_the_scan_does(path):
     assert rows_of(scans("a/1.png"), ["x.png", path], "t") == {"a/1.png": 1}
 
 
+def test_paths_may_be_written_on_windows_or_on_a_mac():
+    rows = ["D:\\scans\\a\\1.png", "a\\Ro\u0308ntgen.png"]
+    assert rows_of(scans("a/1.png", "a/R\u00f6ntgen.png"), rows, "t") == {"a/1.png": 0, "a/R\u00f6ntgen.png": 1}
+    assert rows_of([("b\\2.png", Path("/scans/b/2.png"))], ["b/2.png"], "t") == {"b\\2.png": 0}
+
+
 def test_the_longest_path_counts_and_parts_of_names_do_not():
     assert rows_of(scans("a/1.png", "a/11.png"), ["1.png", "a/11.png"], "t") == {"a/1.png": 0, "a/11.png": 1}
     assert rows_of(scans("11.png"), ["1.png"], "t") == {}

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -62,19 +61,6 @@ def running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
-
-
-def in_background(results: Iterator[Decoded]) -> Callable[[], list[Decoded]]:
-    """Take all results in a thread; calling what is returned waits for them."""
-    found: list[Decoded] = []
-    thread = threading.Thread(target=lambda: found.extend(results))
-    thread.start()
-
-    def wait() -> list[Decoded]:
-        thread.join()
-        return found
-
-    return wait
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])

@@ -196,8 +196,6 @@ def _table(path: Path, on: Path, split: str) -> Evaluation:
 
 def _table_on_labels(path: Path, labels: Path) -> Evaluation:
     """Join a table of scores to a table of labels by the scans' paths, or by the studies that they are of."""
-    import polars as pl
-
     from damcli.data.scores import ScanTable
     from damcli.data.studies import StudyTable, read_labels
     from damcli.report.evaluation import Truth
@@ -213,10 +211,21 @@ def _table_on_labels(path: Path, labels: Path) -> Evaluation:
         ids, studies, patients, rows = table.scans(scores)
         raw, others = raw[rows], others[rows] if others.width else others
     else:
-        ids, patients = table.ids, table.patients
-        studies = frame["study"].cast(pl.String).fill_null("").to_list() if "study" in frame.columns else None
+        ids = table.ids
+        patients, studies = (_units(column, table, scores) for column in ("patient", "study"))
     metadata = others if others.width else None
     return joined(scores, Truth.of_labels(labels, ids, shared, raw, patients, studies, metadata))
+
+
+def _units(column: str, labels: ScanTable, scores: ScanTable) -> list[str] | None:
+    """Return whose the labels' scans are, as the labels say, else the scores (predict writes such columns)."""
+    from damcli.data.scores import id_column, spelled
+
+    own, theirs = (id_column(table.frame, column, table.path) for table in (labels, scores))
+    if own is not None or theirs is None:
+        return own
+    named = dict(zip(map(spelled, scores.ids), theirs, strict=True))
+    return [named.get(spelled(scan), "") for scan in labels.ids]
 
 
 def joined(table: ScanTable, truth: Truth, files: Sequence[str] = ()) -> Evaluation:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -73,13 +72,14 @@ def command(
     _check_heatmaps(heatmaps, scans)
 
     from damcli.bundle import journal
+    from damcli.bundle.batching import best_batch
     from damcli.bundle.pipeline import Pipeline
-    from damcli.bundle.runtime import DEVICES, best_batch
+    from damcli.bundle.runtime import DEVICES
     from damcli.data import inputs
     from damcli.data.workers import cores
 
     options.check_device(device, DEVICES)
-    given = inputs.given(scans, sys.stdin.buffer)
+    given = inputs.given(scans)
     total = given.total(*target.own)
     if total == 0:
         raise UsageError("there is no file to score", where=", ".join(scans[:5]), fix="give a folder with scans")
@@ -112,12 +112,13 @@ def command(
     )
     settings = {
         "damcli": __version__,
-        "model": files.sha256(path),
+        "model": opened.sha256,
         "provider": opened.provider,
         "batch": at_a_time,
         "metadata": metadata and files.sha256(metadata),
         "ids": (bool(want.ids), keep_ids),
         "hidden": hide_paths,
+        "secret": running.key_check() if want.ids and not keep_ids else None,
         "heatmaps": heatmaps and str(heatmaps.resolve()),
     }
     tally = Tally(opened.info.encoding, known.encoded, shown)

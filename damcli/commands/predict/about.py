@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from damcli import console
-from damcli.errors import UsageError
+from damcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,8 @@ def read(info: ModelInfo, table: Path | None, scans: Iterable[Input], with_ids: 
     """Read what the table says of the scans; rows are joined by path (`data.joining`).
 
     Raises `UsageError` where neither the model nor the user has a use for it, and for a column that the model takes
-    and the table lacks; `DataError` as `ScanTable.read` and `joining.rows_of` do.
+    and the table lacks; `DataError` where it has a row of none of the scans, and as `ScanTable.read` and
+    `joining.rows_of` do.
     """
     names = list(dict.fromkeys(info.encoding.names)) if info.encoding else []
     if table is None:
@@ -51,7 +52,13 @@ def read(info: ModelInfo, table: Path | None, scans: Iterable[Input], with_ids: 
     from damcli.data.scores import ScanTable, id_column
 
     rows = ScanTable.read(table)
-    joined = joining.rows_of(((one.name, _file(one)) for one in scans), rows.ids, table)
+    found = [(one.name, _file(one)) for one in scans]
+    joined = joining.rows_of(found, rows.ids, table)
+    if found and not joined:
+        what = f"no row belongs to any of the files (the first row is {rows.ids[0]})" if rows.ids else "it has no rows"
+        raise DataError(what, where=table, fix="its column `path` has to name the scans, as the table of scores does")
+    if with_ids and len(joined) < len(found):
+        console.warn(f"{len(found) - len(joined)} files have no row in {table}: header or folders say whose they are")
     if unused := len(rows.ids) - len(joined):
         console.note(f"{unused} rows of {table} belong to none of these files")
     encoded = None

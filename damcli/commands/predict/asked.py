@@ -49,6 +49,8 @@ def target(output: Path | None, form: str | None, by: str) -> Target:
     if path.is_dir():
         raise UsageError("this is a folder", where=path, fix=f"name a file: -o {path / f'scores.{form}'}")
     scans = None if by == "scan" else path.with_name(f"{path.stem}-scans{path.suffix}")
+    if scans and scans.is_dir():
+        raise UsageError("the table of scans would go there, and it is a folder", where=scans, fix="name another -o")
     for each in (path, scans):
         if each is not None and each.exists() and each.suffix.removeprefix(".") not in FORMATS:
             # It may be a scan: `-o scans/*.dcm` would put the table in the place of the first.

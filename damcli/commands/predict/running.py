@@ -72,6 +72,13 @@ def whose(known: About, keep_ids: bool) -> Whose:
     return whose
 
 
+def key_check() -> str:
+    """Return what tells one secret from another: rows with pseudonyms of both would make two patients of one."""
+    from damcli.dicom import privacy
+
+    return privacy.pseudonym(privacy.secret(), "secret", "check")
+
+
 def draw(folder: Path, model: Model, shown: Shown) -> Draw:
     """Return what writes the heat maps of a scan."""
     from damcli.bundle import heatmaps
@@ -99,6 +106,7 @@ def keep(job: Job, settings: dict[str, Any]) -> None:
             console.note(kept.note)
         if kept.done:
             console.note(f"{kept.done} inputs were done before: going on behind them")
+            job.tally.before = kept.done
             for row in kept.rows():
                 job.tally.add([row])
         left = None if job.total is None else job.total - kept.done
@@ -132,5 +140,5 @@ def _by(want: Asked, rows: Iterable[Row]) -> Iterable[Row]:
         fix = f"--metadata CSV may name it in a column {want.by}"
         console.warn(f"{made.alone} scans have no {want.by} id: each has a row of its own ({fix})")
     if made.skipped:
-        console.note(f"{made.skipped} files are no image and of no {want.by}: they are in the table of scans alone")
+        console.note(f"{made.skipped} files are no image and of no {want.by}: they have no row in this table")
     return made

@@ -30,6 +30,7 @@ class Tally:
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.remarks: Counter[str] = Counter()
+        self.before = 0  # those of a run that was cut off
         self.doubts = None
         if encoding is not None and encoded is not None:
             self.doubts = Doubts(encoding, {shown(name): row for name, row in encoded.items()})
@@ -53,7 +54,7 @@ class Tally:
         done = self.counts.total()
         console.note(
             f"{done} scans: {self.counts['ok']} ok, {self.counts['failed']} failed, {self.counts['skipped']} skipped;"
-            f" provider {provider}; {done / seconds:.3g} scans/s"
+            f" provider {provider}; {(done - self.before) / seconds:.3g} scans/s"
         )
         for remark, number in self.remarks.most_common():
             console.warn(f"{number} scans: {remark}")
