@@ -70,7 +70,7 @@ def _said(info: ModelInfo) -> Iterator[str]:
             f" {found.max_difference:.2g}, AUROC by at most {_figure(found.auroc_difference)}"
         )
     else:
-        yield f"OpenVINO was not measured, --device openvino will refuse this model: {parity.openvino_note}"
+        yield f"OpenVINO was not measured ({parity.openvino_note}): --device openvino will refuse this model"
 
 
 def _figure(shift: float | None) -> str:
