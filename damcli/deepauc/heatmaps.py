@@ -65,12 +65,7 @@ def _features(network: Classifier, images: Tensor) -> tuple[Tensor, bool]:
     map. That this holds for a backbone is seen from the logits.
     """
     backbone: Any = network.backbone
-    given: list[Tensor] = []
-    hook = backbone.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
-    try:
-        logits = network(images)
-    finally:
-        hook.remove()
+    taken = network.normalised(images)
     name = network.backbone_name
     refusal = UsageError(
         f"{name} has no feature map of the image before its last layer, and so no heat maps",
@@ -78,10 +73,10 @@ def _features(network: Classifier, images: Tensor) -> tuple[Tensor, bool]:
     )
     if not hasattr(backbone, "forward_features") or not hasattr(backbone, "forward_head"):
         raise refusal
-    features = backbone.forward_features(given[0])
+    features = backbone.forward_features(taken)
     if not isinstance(features, Tensor) or features.ndim != 4:
         raise refusal
-    if not torch.allclose(backbone.forward_head(features), logits, rtol=1e-3, atol=1e-3):
+    if not torch.allclose(backbone.forward_head(features), backbone(taken), rtol=1e-3, atol=1e-3):
         raise refusal
     channels_last = str(getattr(backbone, "output_fmt", "NCHW")) == "NHWC"
     maps = (features.permute(0, 3, 1, 2) if channels_last else features).clone()
