@@ -53,8 +53,8 @@ class OnnxRuntime:
         self.session = session
 
     def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
-        # Plain memory is bound, and copied by the run itself: a batch of images is a few MB, which takes less than a
-        # hundredth of the time of its convolutions.
+        # Plain memory is bound, and copied by the run itself: a batch of images is a few MB, which should be little
+        # beside its convolutions (by estimate; not measured on a GPU).
         binding = self.session.io_binding()
         with failures():
             for name, values in inputs.items():

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from damcli.bundle.engines import Started, failures
 from damcli.bundle.schema import INPUT, METADATA, OUTPUT, OpenVINOParity, Parity
 from damcli.errors import MachineError
-from damcli.metrics import auroc
+from damcli.metrics import auroc_shifts
 
 if TYPE_CHECKING:
     import openvino
@@ -130,13 +130,10 @@ def parity(
     got = np.concatenate(parts)
     if not np.isfinite(got).all():
         raise MachineError("OpenVINO gives scores that are no numbers", fix="predict with --device cpu")
-    shifts = []
-    if truth is not None:
-        pairs = [(auroc(t, e), auroc(t, g)) for t, e, g in zip(truth.T, scores.T, got.T, strict=True)]
-        shifts = [abs(e - g) for e, g in pairs if not np.isnan(e)]
+    shifts = np.empty(0) if truth is None else auroc_shifts(truth, scores, got)
     return OpenVINOParity(
         version=_package().get_version().split("-")[0],
         precision=engine.precision,
         max_difference=float(np.abs(got - scores).max()),
-        auroc_difference=max(shifts, default=None),
+        auroc_difference=max(shifts[~np.isnan(shifts)].tolist(), default=None),
     )

@@ -21,7 +21,7 @@ from damcli.bundle.schema import CAMS, INPUT, METADATA, OUTPUT, OpenVINOParity, 
 from damcli.data import augment
 from damcli.deepauc.network import Classifier
 from damcli.errors import DataError, GateError, MachineError
-from damcli.metrics import auroc
+from damcli.metrics import auroc_shifts
 from damcli.metrics.calibration import Calibration, calibrated
 
 if TYPE_CHECKING:
@@ -137,8 +137,8 @@ def _shifts(
     """Return how far the AUROC of each finding moved, of those that have both classes."""
     if truth is None or np.isnan(got).any():
         return {}
-    pairs = {f: (auroc(t, e), auroc(t, g)) for f, t, e, g in zip(findings, truth.T, expected.T, got.T, strict=True)}
-    return {finding: abs(before - after) for finding, (before, after) in pairs.items() if not np.isnan(before)}
+    moved = zip(findings, auroc_shifts(truth, expected, got).tolist(), strict=True)
+    return {finding: shift for finding, shift in moved if not np.isnan(shift)}
 
 
 def _judge(shifts: Mapping[str, float], scans: int, force: bool) -> str:

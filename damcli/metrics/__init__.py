@@ -1,6 +1,6 @@
 """Figures of merit with their uncertainty: NumPy only, exact with ties."""
 
-from damcli.metrics.auroc import RocCurve, auroc, roc_curve
+from damcli.metrics.auroc import RocCurve, auroc, auroc_shifts, roc_curve
 from damcli.metrics.calibration import brier, expected_calibration_error, reliability
 from damcli.metrics.comparing import compare, compare_means, holm
 from damcli.metrics.delong import (
@@ -27,6 +27,7 @@ __all__ = [
     "Ranking",
     "RocCurve",
     "auroc",
+    "auroc_shifts",
     "average_precision",
     "bootstrap_interval",
     "brier",

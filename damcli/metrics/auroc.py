@@ -39,6 +39,18 @@ def auroc(targets: ArrayLike, scores: ArrayLike) -> float:
     return twice / (2 * len(positives) * len(negatives))
 
 
+def auroc_shifts(targets: ArrayLike, before: ArrayLike, after: ArrayLike) -> NDArray[np.float64]:
+    """Return how far the AUROC of each column moves from scores (N, K) to others, (K,); nan where a class is missing.
+
+    `targets` (N, K) are as `auroc` takes them, which also says what is raised.
+
+    >>> auroc_shifts([[0, 1], [1, 1]], [[0.1, 0.2], [0.9, 0.3]], [[0.9, 0.2], [0.1, 0.3]])
+    array([ 1., nan])
+    """
+    columns = zip(*(np.asarray(values).T for values in (targets, before, after)), strict=True)
+    return np.array([abs(auroc(truth, one) - auroc(truth, other)) for truth, one, other in columns])
+
+
 def roc_curve(targets: ArrayLike, scores: ArrayLike) -> RocCurve:
     """Return the ROC curve: a scan counts as called positive where its score ≥ the threshold.
 
