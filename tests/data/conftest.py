@@ -1,7 +1,11 @@
-"""What writes DDSM's films, for the tests that read them."""
+"""What writes DDSM's films and archives, for the tests that read them."""
 
+import io
 import struct
+import tarfile
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +22,24 @@ def pvrg() -> Callable[..., bytes]:
 def segments() -> Callable[..., bytes]:
     """Returns `segments(rows, columns, precision, selection, …)`: all of such a stream before its coded pixels."""
     return headers
+
+
+@pytest.fixture(scope="session")
+def zipped() -> Callable[..., Path]:
+    """Returns `zipped(path, files, method)`: a zip there, of `FILES` unless others are given."""
+    return _zipped
+
+
+@pytest.fixture(scope="session")
+def tarred() -> Callable[..., Path]:
+    """Returns `tarred(path, files, packed, layout)`: a tar there, of `FILES` unless others are given."""
+    return _tarred
+
+
+@pytest.fixture(scope="session")
+def add() -> Callable[..., None]:
+    """Returns `add(archive, name, data, **fields)`: puts a member into an open tar, its header with these fields."""
+    return _add
 
 
 def encode(image: NDArray, selection: int, precision: int, exchanged: bool = False) -> bytes:
@@ -58,3 +80,28 @@ def headers(
         for marker, content in ((0xC3, frame), (0xC4, table))
     )
     return b"\xff\xd8" + parts + extra + b"\xff\xda\0\x08" + scan
+
+
+FILES = {"a/1.dcm": b"one", "a/2.dcm": bytes(range(256)) * 40, "b.png": b"", "c/d/e": b"x" * 1024}
+
+
+def _zipped(path: Path, files=FILES, method=zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def _tarred(path: Path, files=FILES, packed: str = "", layout: int = tarfile.PAX_FORMAT) -> Path:
+    with tarfile.open(path, f"w:{packed}", format=layout) as archive:
+        for name, data in files.items():
+            _add(archive, name, data)
+    return path
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes = b"", **fields) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    for field, value in fields.items():
+        setattr(member, field, value)
+    archive.addfile(member, io.BytesIO(data))
