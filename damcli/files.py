@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,22 @@ def replacing(path: Path) -> Iterator[Path]:
             draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
+
+
+def remove_drafts(path: Path) -> None:
+    """Remove the temporary files of `replacing` that killed processes left beside `path`; for who holds its lock.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, ".a.4321.tmp.txt").write_text("half")
+    ...     remove_drafts(Path(folder, "a.txt"))
+    ...     os.listdir(folder)
+    []
+    """
+    draft = re.compile(rf"\.{re.escape(path.stem)}\.\d+\.tmp{re.escape(path.suffix)}")
+    for file in path.parent.iterdir() if path.parent.is_dir() else ():
+        if draft.fullmatch(file.name):
+            file.unlink(missing_ok=True)
 
 
 @contextmanager

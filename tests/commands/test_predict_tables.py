@@ -101,6 +101,17 @@ def test_by_study_there_is_a_row_for_each_and_the_scans_beside(scans, model_file
     assert frame.select(FINDINGS).rows() == beside[[1, 3, 4]].select(FINDINGS).rows()
 
 
+def test_what_a_run_killed_while_writing_left_beside_its_tables_is_gone(scans, model_file, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (".s.4321.tmp.csv", ".s-scans.4321.tmp.csv", ".s.mine.tmp.csv", ".t.4321.tmp.csv"):
+        (out / name).write_text("half a table")
+    assert main(["predict", str(scans), "--model", str(model_file), "-o", str(out / "s.csv"), "--by", "study"]) == 4
+    kept = {".s.mine.tmp.csv", ".t.4321.tmp.csv"}
+    assert {file.name for file in out.iterdir()} - kept == {"s.csv", "s-scans.csv"}
+    assert {file.name for file in out.iterdir()} > kept, "what another wrote is none of ours"
+
+
 def test_ids_are_pseudonyms_of_the_secret_unless_they_are_kept(scans, model_file, tmp_path):
     from damcli.dicom.privacy import pseudonym
 

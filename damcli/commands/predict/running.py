@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from damcli import console
+from damcli import console, files
 from damcli.errors import DamcliError
 
 if TYPE_CHECKING:
@@ -101,6 +101,8 @@ def keep(job: Job, settings: dict[str, Any]) -> None:
     target, want = job.target, job.want
     assert target.path is not None
     with journal.open(target.path, settings) as kept, _said(kept):
+        for own in target.own:
+            files.remove_drafts(own)
         rest = kept.resume(job.given.find(*target.own), job.shown)
         if kept.note:
             console.note(kept.note)
