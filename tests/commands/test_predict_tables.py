@@ -106,7 +106,7 @@ def test_what_a_run_killed_while_writing_left_beside_its_tables_is_gone(scans, m
     out.mkdir()
     for name in (".s.4321.tmp.csv", ".s-scans.4321.tmp.csv", ".s.mine.tmp.csv", ".t.4321.tmp.csv"):
         (out / name).write_text("half a table")
-    assert main(["predict", str(scans), "--model", str(model_file), "-o", str(out / "s.csv"), "--by", "study"]) == 4
+    table(scans, model_file, out / "s.csv", "--by", "study")
     kept = {".s.mine.tmp.csv", ".t.4321.tmp.csv"}
     assert {file.name for file in out.iterdir()} - kept == {"s.csv", "s-scans.csv"}
     assert {file.name for file in out.iterdir()} > kept, "what another wrote is none of ours"
