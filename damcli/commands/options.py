@@ -18,6 +18,8 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, write
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random draw.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 ScoringDevice = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, tensorrt or openvino.")]
+Engine = Annotated[str, typer.Option("--engine", show_default=False, help="local (default), or ray: many machines.")]
+Address = Annotated[str | None, typer.Option("--address", metavar="HOST:PORT", help="Of a Ray cluster that runs.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.")]
 
 

@@ -18,7 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from damcli.config import Strict
-from damcli.data import splits
+from damcli.data import labels, splits
 from damcli.errors import DataError
 from damcli.metrics import auroc
 
@@ -180,15 +180,15 @@ def _telling_columns(scans: pl.DataFrame, findings: Sequence[str]) -> list[Conce
     train = scans.filter(pl.col("split") == "train")
     found = []
     for finding in findings:
-        labels = train[f"label:{finding}"]
-        certain = labels.is_in([0.0, 1.0]).fill_null(False)
-        truth = labels.filter(certain).to_numpy()
+        label = labels.certain(train[f"label:{finding}"].to_numpy())
+        judged = ~np.isnan(label)
+        truth = label[judged]
         if min((truth == 1).sum(), (truth == 0).sum()) < FEWEST:
             continue
         for column in train.columns:
             if column in known:
                 continue
-            value = _tells(train[column].filter(certain), truth)
+            value = _tells(train[column].filter(pl.Series(judged)), truth)
             if value >= TELLING:
                 text = f"the column {column} alone tells {finding} with AUROC {value:.2f} in train"
                 found.append(Concern(kind="column", text=text))

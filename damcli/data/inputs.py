@@ -77,6 +77,11 @@ class Given:
 
     roots: tuple[Path | _Listed, ...]
 
+    @property
+    def places(self) -> list[Path]:
+        """The files and folders given; of a list the folder that its paths are relative to."""
+        return [root.folder if isinstance(root, _Listed) else root for root in self.roots]
+
     def find(self, *own: Path) -> Iterator[Input]:
         """Yield the inputs, the same ones each time as long as nothing changes on the disk.
 

@@ -1,8 +1,9 @@
 """Findings, what they may be called, and what becomes of labels that are uncertain (-1) or blank.
 
-A raw label is 1 (positive), 0 (negative), -1 (uncertain) or NaN (blank: not mentioned). A `Policy` turns it into a
-training target in [0, 1] or NaN (missing), and into the truth that evaluation compares with, which holds certain
-labels only.
+A raw label is 1 (positive), 0 (negative), -1 (uncertain) or NaN (blank: not mentioned). Between 0 and 1 it is soft:
+the share of the readers who see the finding. A `Policy` turns labels into training targets in [0, 1] or NaN (missing),
+which keep the share, and into the truth that evaluation compares with: there a soft label is what most readers say,
+and one of exactly 0.5 is as uncertain as -1.
 """
 
 from __future__ import annotations
@@ -104,22 +105,23 @@ def targets(
 ) -> npt.NDArray[np.float32]:
     """Return training targets for raw labels under a policy.
 
-    `labels` (N,) holds 1, 0, -1 or NaN, `ids` the N scan ids. Returns float32 (N,) in [0, 1], NaN = missing. Smoothed
-    targets are drawn from a hash of (seed, scan id, finding): the same on every machine and in any order of work.
+    `labels` (N,) holds numbers in [0, 1], -1 or NaN, `ids` the N scan ids. Returns float32 (N,) in [0, 1], NaN =
+    missing; a soft label is its own target. Smoothed targets are drawn from a hash of (seed, scan id, finding): the
+    same on every machine and in any order of work.
 
     >>> targets(np.array([1, 0, -1, np.nan]), list("abcd"), "Edema", Policy(uncertain=0.5, blank="negative"), seed=0)
     array([1. , 0. , 0.5, 0. ], dtype=float32)
     """
     result = np.asarray(labels, np.float64).copy()
-    uncertain = np.flatnonzero(result == -1)
+    unsure = np.flatnonzero(result == -1)
     if isinstance(policy.uncertain, float):
-        result[uncertain] = policy.uncertain
+        result[unsure] = policy.uncertain
     elif policy.uncertain in SMOOTHING:
         low, high = SMOOTHING[policy.uncertain]
-        draws = [draw(seed, ids[row], finding) for row in uncertain.tolist()]
-        result[uncertain] = low + (high - low) * np.array(draws, np.float64)
+        draws = [draw(seed, ids[row], finding) for row in unsure.tolist()]
+        result[unsure] = low + (high - low) * np.array(draws, np.float64)
     else:
-        result[uncertain] = {"ones": 1.0, "zeros": 0.0, "ignore": np.nan}[policy.uncertain]
+        result[unsure] = {"ones": 1.0, "zeros": 0.0, "ignore": np.nan}[policy.uncertain]
     if policy.blank == "negative":
         result[np.isnan(labels)] = 0.0
     return result.astype(np.float32)
@@ -128,14 +130,33 @@ def targets(
 def truth(labels: npt.NDArray[np.float64], policy: Policy) -> npt.NDArray[np.float64]:
     """Return what evaluation compares with: 1, 0, or NaN where the label is uncertain, or blank and so missing.
 
-    >>> truth(np.array([1, 0, -1, np.nan]), Policy(uncertain="ones", blank="negative"))
-    array([ 1.,  0., nan,  0.])
+    >>> truth(np.array([1, 0, -1, np.nan, 2 / 3]), Policy(uncertain="ones", blank="negative"))
+    array([ 1.,  0., nan,  0.,  1.])
     """
-    result = np.asarray(labels, np.float64).copy()
-    result[result == -1] = np.nan
+    result = certain(labels)
     if policy.blank == "negative":
         result[np.isnan(labels)] = 0.0
     return result
+
+
+def certain(labels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return 1 where raw labels are positive, 0 where negative, NaN where uncertain or blank, in the labels' shape.
+
+    >>> certain(np.array([1, 0, -1, np.nan, 1 / 3, 0.5]))
+    array([ 1.,  0., nan, nan,  0., nan])
+    """
+    values = np.asarray(labels, np.float64)
+    return np.where(np.isnan(values) | uncertain(values), np.nan, values > 0.5)
+
+
+def uncertain(labels: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Return where raw labels are uncertain: -1, or a soft label that says neither.
+
+    >>> uncertain(np.array([1, 0, -1, np.nan, 1 / 3, 0.5])).tolist()
+    [False, False, True, False, False, True]
+    """
+    values = np.asarray(labels, np.float64)
+    return (values == -1) | (values == 0.5)
 
 
 def draw(seed: int, *names: str) -> float:

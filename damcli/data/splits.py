@@ -15,8 +15,8 @@ def by_patient(
 ) -> npt.NDArray[np.str_]:
     """Return the split of each scan: all scans of a patient in one, positives and scans near the asked fractions.
 
-    `patients` has N ids, a blank one (None or "") being a patient of its own; `labels` (N, K) counts as positive where
-    it is 1; `fractions` gives the share of scans per split and sums to 1. Depends on `seed` and the ids only. Raises
+    `patients` has N ids, a blank one (None or "") being a patient of its own; `labels` (N, K) counts as positive
+    above 0.5; `fractions` gives the share of scans per split and sums to 1. Depends on `seed` and the ids only. Raises
     `ValueError` for fractions that do not sum to 1. Greedy iterative stratification (Sechidis et al. 2011) over
     patients, the rarest finding first.
 
@@ -29,7 +29,7 @@ def by_patient(
     members, names = _groups(patients)
     # The last column counts scans: it decides where patients without any positive go.
     counts = np.zeros((len(names), labels.shape[1] + 1))
-    np.add.at(counts, members, np.hstack([labels == 1, np.ones((len(labels), 1))]))
+    np.add.at(counts, members, np.hstack([labels > 0.5, np.ones((len(labels), 1))]))
     totals = counts.sum(axis=0)
     rarity = np.where(counts > 0, totals, np.inf)
     rarest = rarity.argmin(axis=1)

@@ -32,7 +32,7 @@ class Shard(Strict):
 
 
 class Counts(Strict):
-    """What a split holds of a finding. A blank label counts as the policy reads it: negative or missing."""
+    """What a split holds of a finding. A blank label counts as the policy reads it, a soft one as its `truth` is."""
 
     positive: int
     negative: int
@@ -107,6 +107,10 @@ class Dataset:
         """Return what evaluation compares with, float64 (n, findings): 1, 0, or NaN (uncertain or missing)."""
         return self._truth[rows]
 
+    def uncertain(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Return which labels are uncertain, bool (n, findings): -1, or a soft one of 0.5."""
+        return labels.uncertain(self._raw[rows])
+
     def ids(self, rows: npt.NDArray[np.int64]) -> list[str]:
         """Return the scan ids."""
         return self.manifest["id"].gather(rows).to_list()
@@ -125,9 +129,12 @@ class Dataset:
 
     @cached_property
     def _truth(self) -> npt.NDArray[np.float64]:
-        raw = _matrix(self.manifest, "label", self.info.findings)
         policies = self.info.policies
-        return np.column_stack([labels.truth(raw[:, k], policies[f]) for k, f in enumerate(self.info.findings)])
+        return np.column_stack([labels.truth(self._raw[:, k], policies[f]) for k, f in enumerate(self.info.findings)])
+
+    @cached_property
+    def _raw(self) -> npt.NDArray[np.float64]:
+        return _matrix(self.manifest, "label", self.info.findings)
 
     @cached_property
     def _shards(self) -> npt.NDArray[np.int64]:
@@ -161,13 +168,13 @@ def shape(contract: Contract) -> tuple[int, ...]:
 
 
 def count(raw: npt.NDArray[np.float64], policy: Policy) -> Counts:
-    """Count raw labels (1, 0, -1, NaN) under a policy.
+    """Count raw labels under a policy: a soft one as positive above 0.5, negative below, uncertain at 0.5.
 
-    >>> count(np.array([1, 0, -1, np.nan]), Policy(blank="negative"))
-    Counts(positive=1, negative=2, uncertain=1, missing=0)
+    >>> count(np.array([1, 0, -1, np.nan, 2 / 3]), Policy(blank="negative"))
+    Counts(positive=2, negative=2, uncertain=1, missing=0)
     """
     truth = labels.truth(raw, policy)
-    uncertain = int((raw == -1).sum())
+    uncertain = int(labels.uncertain(raw).sum())
     return Counts(
         positive=int((truth == 1).sum()),
         negative=int((truth == 0).sum()),

@@ -29,10 +29,11 @@ class Selection:
 
 @dataclass(frozen=True)
 class Truth:
-    """What scores are compared with: `values` float64 (n, K) holds 1, 0 or nan, `uncertain` bool (n, K) says where -1.
+    """What scores are compared with: `values` float64 (n, K) holds 1, 0 or nan.
 
-    `patients` and `studies` have an id per scan, "" where it has none, or are None where nothing is known of them;
-    `metadata` is a table of the other columns, a row per scan. A table of labels has no `split` and no `fingerprint`.
+    `uncertain`, bool (n, K), says where the label is -1, or a soft one of 0.5. `patients` and `studies` have an id per
+    scan, "" where it has none, or are None where nothing is known of them; `metadata` is a table of the other columns,
+    a row per scan. A table of labels has no `split` and no `fingerprint`.
     """
 
     path: Path
@@ -50,7 +51,6 @@ class Truth:
     def of_dataset(cls, dataset: Dataset, split: str, rows: npt.NDArray[np.int64]) -> Truth:
         """Return the certain labels of some rows of a dataset, called `split`."""
         info, scans = dataset.info, dataset.manifest[rows]
-        uncertain = [scans[f"label:{finding}"].eq(-1).fill_null(False).to_numpy() for finding in info.findings]
         known = [name for name in scans.columns if name not in PLUMBING and not name.startswith(("label:", "target:"))]
         return cls(
             path=dataset.path,
@@ -59,7 +59,7 @@ class Truth:
             ids=dataset.ids(rows),
             findings=tuple(info.findings),
             values=dataset.truth(rows),
-            uncertain=np.column_stack(uncertain),
+            uncertain=dataset.uncertain(rows),
             patients=dataset.patients(rows),
             studies=scans["study"].fill_null("").to_list(),
             metadata=scans.select(known),

@@ -82,6 +82,14 @@ def test_a_column_that_tells_the_label_is_named() -> None:
     assert audit.of_table(held_out, ["sick"]) == []
 
 
+def test_a_column_that_tells_soft_labels_is_named() -> None:
+    shares = np.resize([0, 1 / 3, 2 / 3, 1, 0.5, -1], 120)
+    # Where readers are of two minds, the column says nothing that counts.
+    scanner = np.where(shares > 0.5, "HOWTEK", np.where(shares >= 0, "DBA", "HOWTEK"))
+    [concern] = audit.of_table(scans([f"p{n}" for n in range(120)], ["train"] * 120, shares, scanner=scanner), ["sick"])
+    assert concern.text == "the column scanner alone tells sick with AUROC 1.00 in train"
+
+
 def test_prints_know_equal_images_similar_ones_and_blank_ones() -> None:
     rng = np.random.default_rng(1)
     image = rng.integers(0, 240, (40, 40), np.uint8)

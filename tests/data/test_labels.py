@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from damcli.data import labels
 from damcli.data.labels import Policy
+from damcli.data.store import Counts, count
 from damcli.errors import DataError, UsageError
 
 RAW = np.array([1.0, 0.0, -1.0, np.nan])
@@ -97,6 +98,25 @@ def test_truth_holds_certain_labels_only() -> None:
         for blank, values in expected.items():
             np.testing.assert_array_equal(labels.truth(RAW, Policy(uncertain=uncertain, blank=blank)), values)
     np.testing.assert_array_equal(RAW, [1, 0, -1, np.nan])
+
+
+SOFT = np.array([0, 0.2, 1 / 3, 0.5, 2 / 3, 0.8, 1, -1, np.nan])
+
+
+@pytest.mark.parametrize("uncertain", [*labels.UNCERTAIN_RULES, 0.9])
+def test_a_soft_label_is_its_own_target_whatever_the_rule(uncertain: str | float) -> None:
+    policy = Policy(uncertain=uncertain, blank="negative")
+    made = labels.targets(SOFT, list("abcdefghi"), "Edema", policy, seed=0)
+    np.testing.assert_array_equal(made[:7], SOFT[:7].astype(np.float32))
+    assert made[8] == 0
+
+
+def test_a_soft_label_is_judged_by_what_most_readers_say() -> None:
+    np.testing.assert_array_equal(labels.truth(SOFT, Policy()), [0, 0, 0, np.nan, 1, 1, 1, np.nan, np.nan])
+    assert labels.uncertain(SOFT).tolist() == [False, False, False, True, False, False, False, True, False]
+    counted = count(SOFT, Policy())
+    assert counted == Counts(positive=3, negative=3, uncertain=2, missing=1)
+    assert count(SOFT, Policy(blank="negative")) == Counts(positive=3, negative=4, uncertain=2, missing=0)
 
 
 def test_the_papers_policies_are_chexperts_defaults() -> None:

@@ -37,6 +37,14 @@ def test_a_rare_finding_reaches_the_small_part() -> None:
     assert truth[inside].sum() == 2
 
 
+def test_soft_labels_are_spread_as_what_most_readers_say() -> None:
+    """Two thirds count as 1; one third, a half, -1 and blank do not, and add nothing to what is spread."""
+    patients, truth = crowd(300)
+    soft = np.where(truth == 1, 2 / 3, np.random.default_rng(1).choice([0, 1 / 3, 0.5, -1, np.nan], truth.shape))
+    made = splits.by_patient(patients, soft, THREE, seed=0)
+    np.testing.assert_array_equal(made, splits.by_patient(patients, truth, THREE, seed=0))
+
+
 def test_blank_patients_are_patients_of_their_own() -> None:
     patients = [None] * 50 + [""] * 50
     made = splits.by_patient(patients, np.zeros((100, 1)), {"train": 0.8, "valid": 0.2}, seed=0)

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from damcli import __version__, console, files, project
+from damcli.commands import engine as engines
 from damcli.commands import options
-from damcli.commands.predict import about, asked, running
+from damcli.commands.predict import about, asked, opening, running
 from damcli.commands.predict.tally import Tally
 from damcli.errors import UsageError
-
-if TYPE_CHECKING:
-    from damcli.bundle.runtime import Model
-
-# More calls than this at a time would only take memory.
-MAX_STREAMS = 8
-# On a GPU: while one batch is computed, the next one is copied.
-GPU_STREAMS = 2
 
 
 def command(
@@ -33,7 +27,7 @@ def command(
         Path | None, typer.Option("--model", help="NAME.onnx [default: $DAMCLI_MODEL, or the newest in models/]")
     ] = None,
     export: Annotated[str | None, typer.Option("--export", help="csv, json, jsonl or parquet. [default: csv]")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="[default: scores.csv; -: stdout]")] = None,
+    output: Annotated[str | None, typer.Option("-o", "--output", help="[default: scores.csv; -: stdout]")] = None,
     by: Annotated[str, typer.Option("--by", help="A row for each scan, study or patient.")] = "scan",
     reduce: Annotated[str | None, typer.Option(help="mean, max or first; by finding: max,Edema=mean.")] = None,
     threshold: Annotated[str | None, typer.Option(metavar="NAME", help="An operating point of the model.")] = None,
@@ -46,6 +40,8 @@ def command(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that score. [default: all cores]")] = None,
     device: options.ScoringDevice = "auto",
     require_gpu: Annotated[bool, typer.Option("--require-gpu", help="Stop (exit 5) if there is no GPU.")] = False,
+    engine: options.Engine = "local",
+    address: options.Address = None,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -62,102 +58,103 @@ def command(
     Example: damcli predict scans/ --model models/cxr.onnx --export csv -o scores.csv
     """
     options.apply(quiet, verbose, json)
-    target = asked.target(output, export, by)
-    if target.path is None and json:
-        raise UsageError("--json and -o - both want stdout", fix="leave out one of them")
+    engines.check(engine, address, *scans, output)
     if require_gpu and device in ("cpu", "openvino"):
         raise UsageError(f"--require-gpu and --device {device} contradict each other", fix="leave out one of them")
-    if metadata is not None and metadata.resolve() in {path.resolve() for path in target.own}:
-        raise UsageError("the scores would take the place of the metadata", where=metadata, fix="name another with -o")
     _check_heatmaps(heatmaps, scans)
 
     from damcli.bundle import journal
-    from damcli.bundle.batching import best_batch
-    from damcli.bundle.pipeline import Pipeline
     from damcli.bundle.runtime import DEVICES
-    from damcli.data import inputs
-    from damcli.data.workers import cores
+    from damcli.data import inputs, remote
 
     options.check_device(device, DEVICES)
-    given = inputs.given(scans)
-    total = given.total(*target.own)
-    if total == 0:
-        raise UsageError("there is no file to score", where=", ".join(scans[:5]), fix="give a folder with scans")
-    path = model or Path(os.environ.get("DAMCLI_MODEL") or project.newest_model())
-    console.note(f"model: {path}")
-    opened, streams = _opened(path, device, require_gpu, threads)
-    want = asked.of(opened.info, by, reduce, threshold, keep_ids)
-    if heatmaps and opened.info.cams is None:
-        fix = "export it with --cam"
-        raise UsageError("this model gives no class activation maps", where=path, fix=fix)
-    columns = want.columns(opened.info.findings)
-    known = about.read(opened.info, metadata, given.find(*target.own), bool(want.ids))
-    shown = running.shown(hide_paths)
-    if dry_run:
-        number = "all" if total is None else total
-        console.note(f"would score {number} files on {opened.provider} and write {target.path or 'to stdout'}")
-        return
+    with ExitStack() as held:
+        mirror = held.enter_context(remote.mirrored(_alone(scans))) if any(map(remote.is_url, scans)) else None
+        url = remote.shown(output) if output and remote.is_url(output) else None
+        place = held.enter_context(remote.staged(output)) if output and url else output and Path(output)
+        target = asked.target(place or None, export, by)
+        if target.path is None and json:
+            raise UsageError("--json and -o - both want stdout", fix="leave out one of them")
+        if metadata is not None and metadata.resolve() in {path.resolve() for path in target.own}:
+            what = "the scores would take the place of the metadata"
+            raise UsageError(what, where=metadata, fix="name another with -o")
+        written = {path: f"{url.rpartition('/')[0]}/{path.name}" if url else str(path) for path in target.own}
+        given = inputs.given([str(mirror.path)] if mirror else scans)
+        total = given.total(*target.own)
+        if total == 0:
+            raise UsageError("there is no file to score", where=", ".join(scans[:5]), fix="give a folder with scans")
+        path = model or Path(os.environ.get("DAMCLI_MODEL") or project.newest_model())
+        console.note(f"model: {path}")
+        # A run that goes on takes the batch that it began with, since what is found depends on the memory at hand.
+        begun = batch or (journal.settings(target.path).get("batch") if target.path else None)
+        sees = [path, *(given.places if mirror is None else ()), *([heatmaps] if heatmaps else ())]
+        cluster = held.enter_context(engines.opened(engine, address, sees, workers))
+        if cluster:
+            opened = opening.on(cluster, path, device, require_gpu, threads, begun, mirror)
+        else:
+            opened = opening.here(path, device, require_gpu, threads, workers, begun)
+        if opened.fell_back:
+            console.warn(f"{opened.provider_note} (see damcli info doctor)")
+        else:
+            console.note(f"device: {opened.provider_note}")
+        want = asked.of(opened.info, by, reduce, threshold, keep_ids)
+        if heatmaps and opened.info.cams is None:
+            fix = "export it with --cam"
+            raise UsageError("this model gives no class activation maps", where=path, fix=fix)
+        columns = want.columns(opened.info.findings)
+        known = about.read(opened.info, metadata, given.find(*target.own), bool(want.ids))
+        shown = running.shown(hide_paths)
+        if dry_run:
+            number = "all" if total is None else total
+            where = ", ".join(written.values()) or "to stdout"
+            console.note(f"would score {number} files on {opened.provider} and write {where}")
+            return
 
-    # A run that goes on takes the batch that it began with, since what is found depends on the memory at hand.
-    begun = journal.settings(target.path).get("batch") if target.path else None
-    at_a_time = batch or begun or best_batch(opened, streams)
-    pipeline = Pipeline(
-        opened,
-        workers=cores() if workers is None else workers,
-        batch=at_a_time,
-        streams=streams,
-        metadata=known.encoded,
-        whose=running.whose(known, keep_ids) if want.ids else None,
-        draw=running.draw(heatmaps, opened, shown) if heatmaps else None,
-    )
-    settings = {
-        "damcli": __version__,
-        "model": opened.sha256,
-        "provider": opened.provider,
-        "batch": at_a_time,
-        "metadata": metadata and files.sha256(metadata),
-        "ids": (bool(want.ids), keep_ids),
-        "hidden": hide_paths,
-        "secret": running.key_check() if want.ids and not keep_ids else None,
-        "heatmaps": heatmaps and str(heatmaps.resolve()),
-    }
-    tally = Tally(opened.info.encoding, known.encoded, shown)
-    job = running.Job(given, total, target, pipeline, want, columns, tally, shown)
-    start = time.monotonic()
-    if target.path is None:
-        running.stream(job)
-    else:
-        running.keep(job, settings)
-    seconds = time.monotonic() - start
-    if pipeline.most < at_a_time:
-        console.warn(f"{at_a_time} scans at a time did not fit into memory: scored by {pipeline.most}")
+        working = opened.start(
+            metadata=known.encoded,
+            whose=running.whose(known, keep_ids) if want.ids else None,
+            draw=running.draw(heatmaps, opened.info.findings, shown) if heatmaps else None,
+        )
+        settings = {
+            "damcli": __version__,
+            "model": opened.sha256,
+            "provider": opened.provider,
+            "batch": opened.batch,
+            "metadata": metadata and files.sha256(metadata),
+            "ids": (bool(want.ids), keep_ids),
+            "hidden": hide_paths,
+            "secret": running.key_check() if want.ids and not keep_ids else None,
+            "heatmaps": heatmaps and str(heatmaps.resolve()),
+        }
+        tally = Tally(opened.info.encoding, known.encoded, shown)
+        job = running.Job(given, total, target, working, want, columns, tally, shown)
+        start = time.monotonic()
+        if target.path is None:
+            running.stream(job)
+        else:
+            running.keep(job, settings)
+        seconds = time.monotonic() - start
+    if working.most < opened.batch:
+        console.warn(f"{opened.batch} scans at a time did not fit into memory: scored by {working.most}")
     tally.say(opened.provider, seconds)
+    for name in written.values():
+        console.result(name)
     if target.path is not None:
-        for written in target.own:
-            console.result(str(written))
-        console.next_step(f"damcli evaluate {target.scans or target.path} LABELS.csv")
+        console.next_step(f"damcli evaluate {written[target.scans or target.path]} LABELS.csv")
     if json:
-        document: dict[str, Any] = {"output": str(target.path), "model": str(path), "provider": opened.provider}
+        document: dict[str, Any] = {"output": written.get(target.path), "model": str(path), "provider": opened.provider}
         if target.scans is not None:
-            document["scans_table"] = str(target.scans)
+            document["scans_table"] = written[target.scans]
         console.emit_json(document | tally.document() | {"seconds": round(seconds, 3)})
     if tally.counts["failed"]:
         raise typer.Exit(4)
 
 
-def _opened(path: Path, device: str, require_gpu: bool, threads: int | None) -> tuple[Model, int]:
-    """Open the model; return it and how many threads call it at a time, for each of its devices."""
-    from damcli.bundle.runtime import Model
-    from damcli.data.workers import cores
-
-    computing = threads or cores()
-    streams = min(computing, MAX_STREAMS)
-    opened = Model.open(path, device, require_gpu, threads=computing // streams, streams=streams)
-    if opened.fell_back:
-        console.warn(f"{opened.provider_note} (see damcli info doctor)")
-    else:
-        console.note(f"device: {opened.provider_note}")
-    return opened, GPU_STREAMS if opened.on_gpu else streams
+def _alone(scans: list[str]) -> str:
+    """Return the URL that was given. Raises `UsageError` where more was."""
+    if len(scans) > 1:
+        raise UsageError("a URL is given alone", where=", ".join(scans[1:5]), fix="run the command once for each")
+    return scans[0]
 
 
 def _check_heatmaps(folder: Path | None, scans: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,8 @@ from damcli.errors import DamcliError
 if TYPE_CHECKING:
     from damcli.bundle.journal import Journal
     from damcli.bundle.pipeline import Draw, Pipeline, Whose
-    from damcli.bundle.runtime import Model
     from damcli.bundle.table import Columns, Row
+    from damcli.cluster.scoring import Scoring
     from damcli.commands.predict.about import About
     from damcli.commands.predict.asked import Asked, Target
     from damcli.commands.predict.tally import Tally
@@ -31,7 +31,7 @@ class Job:
     given: Given
     total: int | None
     target: Target
-    pipeline: Pipeline
+    working: Pipeline | Scoring
     want: Asked
     columns: Columns
     tally: Tally
@@ -39,7 +39,7 @@ class Job:
 
     def rows(self, inputs: Iterator[Input], kept: Journal | None = None) -> Iterator[Row]:
         """Score the inputs and yield their rows, each once its lot is in the journal."""
-        for scored in self.pipeline.rows(inputs):
+        for scored in self.working.rows(inputs):
             rows = [row._replace(path=self.shown(row.path)) for row in scored.rows]
             if kept:
                 kept.append(scored.inputs, rows)
@@ -79,11 +79,11 @@ def key_check() -> str:
     return privacy.pseudonym(privacy.secret(), "secret", "check")
 
 
-def draw(folder: Path, model: Model, shown: Shown) -> Draw:
+def draw(folder: Path, findings: Sequence[str], shown: Shown) -> Draw:
     """Return what writes the heat maps of a scan."""
     from damcli.bundle import heatmaps
 
-    return lambda one, pixels, cams: heatmaps.write(folder, shown(one.name), model.info.findings, pixels, cams)
+    return lambda one, pixels, cams: heatmaps.write(folder, shown(one.name), findings, pixels, cams)
 
 
 def stream(job: Job) -> None:

@@ -24,12 +24,13 @@ class Source:
     """The scans of a download, as its tables describe them.
 
     `scans` has a row per scan: id (unique, relative to `root`, with /), path (absolute), patient, study, view, split
-    (text, null where not known), one float column "label:<finding>" (1, 0, -1, null = blank) per finding, then
-    metadata columns. `refused` holds (path as written, reason) of rows that name no scan inside `root`. `size`,
-    `channels` and `fit` are what the source is prepared at unless another is asked for. Where a file holds many
-    scans, `path` is that file and `pixels(first)` yields the scans in the order of `scans` from row `first` on, uint8
-    (H, W) or (H, W, 3), or the `DataError` that says why one cannot be shown. A column "fold" (0, 1, … or null) gives
-    folds; where it gives none, `folds` is how many are made unless another number is asked for.
+    (text, null where not known), one float column "label:<finding>" (1, 0, -1, a share of readers between 0 and 1,
+    null = blank) per finding, then metadata columns. `refused` holds (path as written, reason) of rows that name no
+    scan inside `root`. `size`, `channels` and `fit` are what the source is prepared at unless another is asked for.
+    Where a file holds many scans, `path` is that file and `pixels(first)` yields the scans in the order of `scans` from
+    row `first` on, uint8 (H, W) or (H, W, 3), or the `DataError` that says why one cannot be shown. A column "fold"
+    (0, 1, … or null) gives folds; where it gives none, `folds` is how many are made unless another number is asked for.
+    `url` says where `root` lies, where it is a mirror of that (`data.remote`).
     """
 
     name: str
@@ -44,6 +45,7 @@ class Source:
     fit: Literal["pad", "stretch", "crop"] = "pad"
     folds: int | None = None
     pixels: Callable[[int], Iterator[NDArray[np.uint8] | DataError]] | None = None
+    url: str | None = None
 
 
 def read_csv(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
@@ -121,18 +123,32 @@ def need(table: pl.DataFrame, columns: Sequence[str], path: Path, fix: str | Non
             raise DataError(f"the table has no column {name!r}; it has: {known}", where=path, fix=fix)
 
 
+def check_rows(good: pl.Series, what: str, path: Path, column: str | None = None, fix: str | None = None) -> None:
+    """Raise `DataError` naming the first row of a table, read from `path`, that is not `good` (null is not).
+
+    >>> check_rows(pl.Series([True, None]), "the age is none", Path("a.csv"), "age")
+    Traceback (most recent call last):
+    ...
+    damcli.errors.DataError: the age is none
+      where: a.csv, row 2 below the header, column 'age'
+    """
+    bad = (~good.fill_null(False)).arg_true()
+    if len(bad):
+        where = f"{path}, row {int(bad[0]) + 1} below the header"
+        raise DataError(what, where=where if column is None else f"{where}, column {column!r}", fix=fix)
+
+
 def parse_labels(cells: pl.Series, path: Path) -> pl.Series:
     """Turn the text of a label column into 1, 0, -1 or null (blank). Raises `DataError` with the row otherwise."""
     blank = cells.is_null() | (cells == "") | (cells.str.to_lowercase() == "nan")
     values = cells.cast(pl.Float64, strict=False)
-    wrong = (~blank & ~values.is_in([-1.0, 0.0, 1.0]).fill_null(False)).arg_true()
-    if len(wrong):
-        row = int(wrong[0])
-        raise DataError(
-            "a label is neither 1, 0, -1 (uncertain) nor blank",
-            where=f"{path}, row {row + 1} below the header, column {cells.name!r}",
-            fix="write the labels so, or name other label columns",
-        )
+    check_rows(
+        blank | values.is_in([-1.0, 0.0, 1.0]).fill_null(False),
+        "a label is neither 1, 0, -1 (uncertain) nor blank",
+        path,
+        cells.name,
+        fix="write the labels so, or name other label columns",
+    )
     return pl.select(pl.when(~blank).then(values).alias(cells.name)).to_series()
 
 
@@ -251,6 +267,18 @@ def locate(path: str) -> Path:
     return Path(path)
 
 
+def as_text(name: str) -> str:
+    """Return a file's name as text; one in Latin-1 as that, by which `locate` finds the file.
+
+    >>> as_text(os.fsdecode(b"R\\xf6ntgen.png"))
+    'Röntgen.png'
+    """
+    try:
+        return name.encode().decode()
+    except UnicodeEncodeError:
+        return os.fsencode(name).decode("latin-1")
+
+
 # What tables write where something is not known.
 UNKNOWN = ("", "nan", "none", "null", "n/a", "na", "unknown", "-1", "-1.0")
 
@@ -262,6 +290,22 @@ def known(cells: pl.Series) -> pl.Series:
     ['p1', None, None]
     """
     return pl.select(pl.when(~cells.str.to_lowercase().is_in(UNKNOWN)).then(cells).alias(cells.name)).to_series()
+
+
+# Days in what ages are counted in.
+UNITS = {"Y": 365.25, "M": 365.25 / 12, "W": 7.0, "D": 1.0}
+
+
+def years(cells: pl.Series) -> pl.Series:
+    """Return ages, such as 58, 58.0, 058Y or 006M (DICOM PS3.5, AS), in years; null where none, or not in 0 to 100.
+
+    >>> years(pl.Series(["058Y", "58.5", "006M", "411", ""])).to_list()
+    [58.0, 58.5, 0.5, None, None]
+    """
+    parts = cells.str.to_uppercase().str.extract_groups(r"^(?<number>\d+(?:\.\d+)?)(?<unit>[YMWD]?)$").struct.unnest()
+    days = parts["unit"].replace("", "Y").replace_strict(UNITS, default=None, return_dtype=pl.Float64)
+    ages = parts["number"].cast(pl.Float64) * days / UNITS["Y"]
+    return pl.select(pl.when(ages <= 100).then(ages).alias(cells.name)).to_series()
 
 
 def blank_to_null(cells: pl.Series) -> pl.Series:

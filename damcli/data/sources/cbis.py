@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from damcli.data.labels import Policy
-from damcli.data.sources import Source, files_below, need, read_csv, table_of
+from damcli.data.sources import Source, check_rows, files_below, need, read_csv, table_of
 from damcli.errors import DataError, UsageError
 
 TABLE = re.compile(r"(?P<lesion>calc|mass)_case_description_(?P<split>train|test)_set\.csv", re.IGNORECASE)
@@ -117,10 +117,7 @@ def _read_table(file: Path) -> pl.DataFrame:
     films = breasts + "_" + table["image view"]
     checks = {column: table[column].str.extract(rf"^{_CASE}(?:/[^/]+){{3}}$") == films for column in PATHS}
     for column, good in {"pathology": table["pathology"].is_in(PATHOLOGIES), **checks}.items():
-        bad = ~good.fill_null(False)
-        if bad.any():
-            row = int(bad.arg_true()[0]) + 1
-            raise DataError(f"the {column} is none of CBIS-DDSM's", where=f"{file}, row {row} below the header")
+        check_rows(good, f"the {column} is none of CBIS-DDSM's", file)
     return table.select(
         pl.col("patient_id").alias("patient"),
         breasts.alias("breast"),

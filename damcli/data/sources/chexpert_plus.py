@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from damcli.data.sources import blank_to_null, need, read_csv
+from damcli.data.sources import blank_to_null, check_rows, need, read_csv
 from damcli.data.sources.chexpert_trees import SPLIT_SUFFIX
 from damcli.errors import DataError, UsageError
 
@@ -40,10 +40,7 @@ def scans(file: Path) -> pl.DataFrame:
     name = raw["path_to_image"].str.replace(SPLIT_SUFFIX.pattern, "$1").alias("name")
     folders = name.str.extract_groups(r"(?<patient>patient[^/]+)/(?<study>study[^/]+)/").struct.unnest()
     split = raw["split"].str.to_lowercase()
-    wrong = ~split.is_in(["train", "valid"])
-    if wrong.any():
-        row_number = int(wrong.arg_true()[0]) + 1
-        raise DataError("a split is neither train nor valid", where=f"{file}, row {row_number} below the header")
+    check_rows(split.is_in(["train", "valid"]), "a split is neither train nor valid", file)
     return pl.DataFrame([
         name,
         folders["patient"],

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from damcli.data.labels import Policy, choose
-from damcli.data.sources import Source, files_below, table_of
+from damcli.data.sources import Source, as_text, files_below, table_of
 from damcli.errors import UsageError
 
 SPLITS = {
@@ -48,13 +48,13 @@ def read(root: Path, findings: Sequence[str] = ()) -> Source:
     refused = []
     for split, folder in places:
         for file in _candidates(folder):
-            scan = _text(file.relative_to(root).as_posix())
-            name = spelled.setdefault(_text(folder.name).casefold(), _text(folder.name))
+            scan = as_text(file.relative_to(root).as_posix())
+            name = spelled.setdefault(as_text(folder.name).casefold(), as_text(folder.name))
             if not file.is_file():
                 refused.append((scan, "this is no file, or a link that leads nowhere"))
                 continue
             ids.append(scan)
-            paths.append(_text(os.path.abspath(file)))  # noqa: PTH100  (symlinks stay as they are)
+            paths.append(as_text(os.path.abspath(file)))  # noqa: PTH100  (symlinks stay as they are)
             classes.append(name)
             splits.append(split)
     names = sorted(spelled.values())
@@ -67,13 +67,13 @@ def read(root: Path, findings: Sequence[str] = ()) -> Source:
     if parts:
         notes.append(f"splits from the folders {_listed(part.name for part in parts)}")
     notes.append("no patients are known: each scan counts as a patient of its own, so leakage cannot be excluded")
-    empty = {_text(folder.name) for _, folder in places if _text(folder.name).casefold() not in spelled}
+    empty = {as_text(folder.name) for _, folder in places if as_text(folder.name).casefold() not in spelled}
     if empty:
         notes.append(f"left out, as no image lies in it: {_listed(empty)}")
     entries = [entry for folder in (root, *parts) for entry in _entries(folder)]
     loose = [entry for entry in entries if entry.is_file() and _may_be_image(entry.name)]
     if loose:
-        notes.append(f"left out, as they lie in no class: {len(loose)} files, such as {_text(loose[0].name)}")
+        notes.append(f"left out, as they lie in no class: {len(loose)} files, such as {as_text(loose[0].name)}")
     labels = {finding: [float(name == finding) for name in classes] for finding in findings}
     scans = table_of(ids, paths, labels, split=splits)
     return Source("table", root, scans, findings, {name: Policy() for name in findings}, notes, refused)
@@ -122,7 +122,7 @@ def _too_few(root: Path, classes: list[str], folders: list[Path]) -> UsageError:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(_text(name) for name in names))
+    return ", ".join(sorted(as_text(name) for name in names))
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -149,15 +149,3 @@ def _candidates(folder: Path) -> Iterator[Path]:
 
 def _may_be_image(name: str) -> bool:
     return name.casefold() not in NO_IMAGE_NAMES and not name.casefold().endswith(NO_IMAGE_SUFFIXES)
-
-
-def _text(name: str) -> str:
-    """Return a file's name as text; one in Latin-1 as that, by which `sources.locate` finds the file.
-
-    >>> _text(os.fsdecode(b"R\\xf6ntgen.png"))
-    'Röntgen.png'
-    """
-    try:
-        return name.encode().decode()
-    except UnicodeEncodeError:
-        return os.fsencode(name).decode("latin-1")

@@ -7,19 +7,17 @@ Other years' images are for training only: they are in no fold, and so in none t
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
 
-from damcli.data.labels import Policy
-from damcli.data.sources import Source, files_below, known, read_csv, table_of
-from damcli.errors import DataError, UsageError
+from damcli.data.sources import Source, check_rows, known, read_csv
+from damcli.data.sources.tree import Tree
+from damcli.errors import DataError
 
 NAME = re.compile(r"(ISIC_\d{7})(?:_downsampled)?", re.IGNORECASE)
-SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm")  # the first that is there counts
 # The files of the resized 2020 set, by the fold that the winners of the competition gave them (FORMATS section 8.3).
 FOLDS = {0: (2, 4, 5), 1: (1, 10, 13), 2: (0, 9, 12), 3: (3, 8, 11), 4: (6, 7, 14)}
 FOLD_OF_FILE = {number: fold for fold, numbers in FOLDS.items() for number in numbers}
@@ -47,10 +45,9 @@ def read(path: Path) -> Source:
     left out where 2020 has the image or its lesion. Age, sex and site are kept for the metadata network. Raises
     `DataError` where there is no table of 2020, or one that is broken.
     """
-    if not path.is_dir():
-        what = "the melanoma set is a folder" if path.exists() else "there is no such folder"
-        raise UsageError(what, where=path, fix="pass the folder of train.csv or ISIC_2020_Training_GroundTruth.csv")
-    images, listed = _look(path)
+    tree = Tree(path)
+    images = tree.images(_key)
+    listed = [file for file in tree.tables if file.suffix.lower() == ".csv"]
     tables = [table for file in listed if (table := _read(file, listed))]
     main = [table for table in tables if table.main]
     if not main:
@@ -81,51 +78,18 @@ def read(path: Path) -> Source:
             f"took {table.file}: {len(fresh)} images of another year, in train only, "
             f"{len(table.scans) - len(fresh)} left out that were taken already, or whose lesion is in ISIC 2020"
         )
-    return _source(path, pl.concat(rows), images, notes)
+    scans = pl.concat(rows)
+    return tree.source(
+        "melanoma", scans["key"], {"melanoma": scans["target"]}, key=_key, ids=scans["name"].to_list(), notes=notes,
+        size=384, channels=3, folds=5, patient=scans["patient"], study=scans["lesion"], split=scans["split"],
+        age=scans["age"], sex=scans["sex"], site=scans["site"], year=scans["year"], fold=scans["fold"],
+    )  # fmt: skip
 
 
-def _source(path: Path, rows: pl.DataFrame, images: dict[str, list[Path]], notes: list[str]) -> Source:
-    """Return the scans of `rows` whose image is there; the others are refused."""
-    kept = rows.filter(pl.col("key").is_in(list(images)))
-    if not len(kept):
-        raise DataError("there are tables, but none of their images below this folder", where=path.resolve())
-    gone = rows.filter(~pl.col("key").is_in(list(images)))["name"]
-    if several := sum(len(images[key]) > 1 for key in kept["key"]):
-        notes.append(f"{several} images are there more than once: JPEG comes before DICOM, and then the first folder")
-    if unlisted := len(images) - kept["key"].n_unique():
-        notes.append(f"{unlisted} images without a label, or duplicates, are left out")
-    scans = table_of(
-        kept["name"].to_list(),
-        [_first(images[key], name).absolute() for key, name in zip(kept["key"], kept["name"], strict=True)],
-        {"melanoma": kept["target"]},
-        patient=kept["patient"],
-        study=kept["lesion"],
-        split=kept["split"],
-        **{column: kept[column] for column in ("age", "sex", "site", "year", "fold")},
-    )
-    refused = [(name, "the image is not in this download") for name in gone]
-    return Source(
-        "melanoma", path, scans, ["melanoma"], {"melanoma": Policy()}, notes, refused, size=384, channels=3, folds=5
-    )
-
-
-def _look(path: Path) -> tuple[dict[str, list[Path]], list[Path]]:
-    """Return the images below a folder by their key, and the tables."""
-    images: dict[str, list[Path]] = defaultdict(list)
-    listed = []
-    for file in files_below(path):
-        if file.suffix.lower() in SUFFIXES and (named := NAME.fullmatch(file.stem)):
-            images[named[1].upper()].append(file)
-        elif file.suffix.lower() == ".csv":
-            listed.append(file)
-    return images, listed
-
-
-def _first(found: list[Path], name: str) -> Path:
-    def order(file: Path) -> tuple[bool, int]:
-        return file.stem.casefold() != name.casefold(), SUFFIXES.index(file.suffix.lower())
-
-    return min(found, key=order)
+def _key(path: Path) -> str | None:
+    """Return an image's name without what differs between years: the same image has other names in other ones."""
+    named = NAME.fullmatch(path.stem)
+    return named and named[1].upper()
 
 
 def _says(table: _Table) -> tuple[bool, bool]:
@@ -154,10 +118,7 @@ def _named(file: Path, listed: Sequence[Path]) -> _Table:
         number = table["tfrecord"].cast(pl.Float64, strict=False).cast(pl.Int64, strict=False)
         gone = (number < 0).fill_null(False)
         if main:
-            wrong = ~(gone | number.is_in(list(FOLD_OF_FILE)).fill_null(False))
-            if wrong.any():
-                row = int(wrong.arg_true()[0]) + 1
-                raise DataError("a tfrecord is none of -1 to 14", where=f"{file}, row {row} below the header")
+            check_rows(gone | number.is_in(list(FOLD_OF_FILE)), "a tfrecord is none of -1 to 14", file)
             fold = number.replace_strict(FOLD_OF_FILE, default=None, return_dtype=pl.Int32)
             # Every image has a fold: the first of them is what `evaluate` sees.
             held = pl.when(pl.col("fold") == 0).then(pl.lit("valid")).otherwise(pl.lit("train"))
@@ -169,15 +130,9 @@ def _named(file: Path, listed: Sequence[Path]) -> _Table:
 
 def _scans(file: Path, table: pl.DataFrame, name: pl.Series, target: pl.Series) -> pl.DataFrame:
     label = target.cast(pl.Float64, strict=False)
-    wrong = ~label.is_in([0.0, 1.0]).fill_null(False)
-    if wrong.any():
-        row = int(wrong.arg_true()[0]) + 1
-        raise DataError(
-            "a target is neither 0 nor 1", where=f"{file}, row {row} below the header, column {target.name!r}"
-        )
+    check_rows(label.is_in([0.0, 1.0]), "a target is neither 0 nor 1", file, target.name)
     lesion = _known(table, ("lesion_id",))
     scans = pl.DataFrame([
-        # The same image has other names in other years, which differ in this only.
         name.str.to_uppercase().str.strip_suffix("_DOWNSAMPLED").alias("key"),
         name.alias("name"),
         label.alias("target"),

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from damcli import files
 from damcli.data import splits
 from damcli.data.labels import Policy
-from damcli.data.sources import Source, need, parse_labels, read_csv, table_of
+from damcli.data.sources import Source, check_rows, need, parse_labels, read_csv, table_of
 from damcli.errors import DataError, UsageError
 
 PREFIX = "camelyonpatch_level_2_split_"
@@ -94,10 +94,7 @@ def _kaggle(folder: Path, imratio: float | None, seed: int) -> Source:
     file = folder / KAGGLE_LABELS
     table = read_csv(file)
     need(table, ["id", "label"], file)
-    wrong = ~table["id"].str.contains(r"^[0-9a-f]{40}$")
-    if wrong.any():
-        row = int(wrong.arg_true()[0]) + 1
-        raise DataError("an id is not 40 hex digits", where=f"{file}, row {row} below the header")
+    check_rows(table["id"].str.contains(r"^[0-9a-f]{40}$"), "an id is not 40 hex digits", file)
     ids = [f"train/{name}.tif" for name in table["id"]]
     scans = table_of(ids, [(folder / name).absolute() for name in ids], {"tumor": parse_labels(table["label"], file)})
     notes = [f"took {file}: {len(scans)} patches; no slide is known, so that no split of them is free of leaks"]

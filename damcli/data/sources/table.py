@@ -35,6 +35,7 @@ from damcli.data.sources import (
     Source,
     assemble,
     blank_to_null,
+    check_rows,
     class_folders,
     known,
     need,
@@ -122,7 +123,7 @@ def find(path: Path) -> Path | None:
 
 def read(
     path: Path,
-    label_columns: Sequence[str],
+    label_columns: Sequence[str] = (),
     image_column: str | None = None,
     patient_column: str | None = None,
     study_column: str | None = None,
@@ -292,13 +293,13 @@ def _id_text(cells: pl.Series, file: Path) -> pl.Series:
         return _text(cells, file)
     cells = cells.fill_nan(None)
     exact = 2 ** (np.finfo(cells.to_numpy().dtype).nmant + 1)
-    wrong = ((cells != cells.round()) | (cells.abs() >= exact)).fill_null(False).arg_true()
-    if len(wrong):
-        raise DataError(
-            "ids are floating-point numbers, of which this one is not whole, or has lost digits",
-            where=f"{file}, row {int(wrong[0]) + 1} below the header, column {cells.name!r}",
-            fix="write them as text or integers",
-        )
+    check_rows(
+        cells.is_null() | ((cells == cells.round()) & (cells.abs() < exact)),
+        "ids are floating-point numbers, of which this one is not whole, or has lost digits",
+        file,
+        cells.name,
+        fix="write them as text or integers",
+    )
     return _text(cells.cast(pl.Int64), file)
 
 
@@ -336,11 +337,6 @@ def _label_like(table: pl.DataFrame) -> list[str]:
 
 def _splits(cells: pl.Series, file: Path, column: str) -> pl.Series:
     named = cells.str.to_lowercase().replace_strict(SPLITS, default=None)
-    if named.null_count():
-        row = int(named.is_null().arg_true()[0])
-        raise DataError(
-            "a split is neither train, valid nor test",
-            where=f"{file}, row {row + 1} below the header, column {column!r}",
-            fix="write the splits so; without --split-column they are made by patient",
-        )
+    fix = "write the splits so; without --split-column they are made by patient"
+    check_rows(named.is_not_null(), "a split is neither train, valid nor test", file, column, fix)
     return named

@@ -1,0 +1,83 @@
+"""RSNA Screening Mammography (Kaggle): `train.csv`, and the films as DICOM or as pictures that others made of them.
+
+FORMATS section 11.1. Cancer is told per breast, and given to each of its films.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import polars as pl
+
+from damcli.data.sources import Source, check_rows, known, need, parse_labels, read_csv, years
+from damcli.data.sources.tree import Tree
+
+TABLE = "train.csv"
+COLUMNS = ("patient_id", "image_id", "laterality", "cancer")
+OPTIONAL = ("view", "age", "implant", "density", "site_id", "machine_id")
+# What was found out after the film, or because of it.
+TELLING = ("biopsy", "invasive", "BIRADS", "difficult_negative_case")
+# DICOM comes before what was made of it, whose window nobody knows.
+SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
+# …/PATIENT/IMAGE.dcm, or …/PATIENT_IMAGE.png as conversions have it.
+NAME = re.compile(r"(?:.*/)?(\d+)[/_](\d+)\.\w+")
+TEST = "test_images"
+
+
+def read(path: Path) -> Source:
+    """Read the training images below `path`; the finding is "cancer", a study is a breast.
+
+    Age, implant, density, site and machine are metadata, where the table has them; biopsy, invasive, BIRADS and
+    difficult_negative_case tell the label and are not. Raises `DataError` where there is no `train.csv`, for films of
+    one breast with two labels, and for rows whose ids, side or label are none.
+    """
+    tree = Tree(path, SUFFIXES)
+    file = tree.need(TABLE)
+    table = read_csv(file)
+    need(table, COLUMNS, file)
+    for column, pattern in {"patient_id": r"^\d+$", "image_id": r"^\d+$", "laterality": "^[LR]$"}.items():
+        check_rows(table[column].str.contains(pattern), f"this {column} is none", file, column)
+    rows = table.select(
+        parse_labels(table["cancer"], file), (pl.col("patient_id") + "_" + pl.col("laterality")).alias("breast")
+    )
+    of_breast = rows.select(pl.col("cancer").first().over("breast")).to_series()
+    check_rows(rows["cancer"].eq_missing(of_breast), "the films of one breast have two labels", file, "cancer")
+    about = {column: known(table[column]) for column in OPTIONAL if column in table.columns}
+    notes = [f"took {file}: {len(table)} films of {rows['breast'].n_unique()} breasts; cancer is told per breast"]
+    if telling := [column for column in TELLING if column in table.columns]:
+        notes.append(f"no metadata, as they tell the label: {', '.join(telling)}")
+    if test := len(tree.images(lambda film: film.stem if TEST in film.parts else None)):
+        notes.append(f"left {TEST} out: {test} films without labels")
+    elif without := tree.table("test.csv"):
+        notes.append(f"left {without} out: it has no labels")
+    age = years(about["age"]) if "age" in about else None
+    if age is not None and (strange := int((age.is_null() & about["age"].is_not_null()).sum())):
+        notes.append(f"{strange} ages are above 100 or none: they count as not known")
+    source = tree.source(
+        "rsna-mammography",
+        table["patient_id"] + "/" + table["image_id"],
+        {"cancer": rows["cancer"]},
+        key=_key,
+        patient=table["patient_id"],
+        study=rows["breast"],
+        view=about["view"].str.to_lowercase() if "view" in about else None,
+        notes=notes,
+        age=age,
+        implant=about.get("implant"),
+        density=about.get("density"),
+        site=about.get("site_id"),
+        machine=about.get("machine_id"),
+    )
+    made = source.scans.filter(~pl.col("path").str.to_lowercase().str.contains(r"\.(?:dcm|dicom)$"))
+    if len(made):
+        source.notes.append(
+            f"{len(made)} films are pictures that were made of the DICOM files: how their greys were windowed and "
+            "MONOCHROME1 inverted cannot be known"
+        )
+    return source
+
+
+def _key(file: Path) -> str | None:
+    named = NAME.fullmatch(file.as_posix())
+    return f"{named[1]}/{named[2]}" if named and TEST not in file.parts else None
