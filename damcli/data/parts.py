@@ -32,6 +32,9 @@ def assign(source: Source, valid_fraction: float | None, folds: int | None, seed
         raise UsageError("this source has its own folds, which are kept", where="--folds", fix="leave it out")
     labels = scans.select(f"label:{finding}" for finding in source.findings).to_numpy()
     patients, split = scans["patient"].to_numpy().astype(object), scans["split"].to_numpy().astype(object)
+    whole = "whole patients"
+    if scans["patient"].null_count() == len(scans):
+        whole = "single scans, since no patient is known and leaks cannot be excluded"
     if number:
         rows = np.flatnonzero(open_rows) if open_rows.any() else np.flatnonzero(split == "train")
         try:
@@ -41,7 +44,7 @@ def assign(source: Source, valid_fraction: float | None, folds: int | None, seed
         fold = np.full(len(scans), -1, np.int32)
         fold[rows] = made
         scans = scans.with_columns(pl.Series("fold", fold).replace(-1, None))
-        notes.append(f"{number} folds by patient, stratified (seed {seed})")
+        notes.append(f"{number} folds of {whole}, stratified (seed {seed})")
     if open_rows.any():
         rows = np.flatnonzero(open_rows)
         if number:
@@ -51,6 +54,6 @@ def assign(source: Source, valid_fraction: float | None, folds: int | None, seed
             fraction = VALID_FRACTION if valid_fraction is None else valid_fraction
             fractions = {"train": 1 - fraction, "valid": fraction}
             split[rows] = splits.by_patient(patients[rows].tolist(), labels[rows], fractions, seed)
-            notes.append(f"no official split: {fraction:.0%} of the scans, whole patients, became valid (seed {seed})")
+            notes.append(f"no official split: {fraction:.0%} of the scans became valid, drawn as {whole} (seed {seed})")
         scans = scans.with_columns(pl.Series("split", split.tolist()))
     return replace(source, scans=scans, notes=notes)

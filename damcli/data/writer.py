@@ -99,6 +99,8 @@ def _decode(
     allowed = max(max_rejected * total, 1) if max_rejected else 0
     rejected, remarks = dict(done.rejected), dict(done.remarks)
     reasons = Counter(reason for _, reason in [*source.refused, *rejected.items()])
+    if reasons.total() > allowed:
+        raise _too_many(reasons, total, source)
     first = done.consumed
     yield Progress(before + first, total, reasons.total())
 
@@ -180,9 +182,9 @@ def _finish(
     files.write_text(path / "rejected.csv", table.write_csv())
     remarks = dict(done.remarks)
     noted = pl.Series("remark", [remarks.get(row) for row in range(len(kept))], pl.String)
-    scans = source.scans.with_columns(noted).filter(pl.Series(kept))
+    scans = _named(source).with_columns(noted).filter(pl.Series(kept))
     manifest = _manifest(scans, source, seed, [shard.scans for shard in made])
-    files_apart = None if source.pixels else manifest["path"].to_list()
+    files_apart = None if source.pixels or source.url else manifest["path"].to_list()
     concerns = [
         *audit.of_table(source.scans, source.findings),
         *audit.of_images(prints, manifest["id"].to_list(), manifest["split"].to_list(), files_apart),
@@ -260,7 +262,18 @@ def _inputs(source: Source, contract: Contract, seed: int, shard_scans: int) -> 
         "seed": seed,
         "shard_scans": shard_scans,
     }
-    return _hash(source.scans, settings)
+    return _hash(_named(source), settings)
+
+
+def _named(source: Source) -> pl.DataFrame:
+    """Return the scans by where they lie: those of a mirror by their URLs, which are the same on every machine."""
+    if source.url is None:
+        return source.scans
+    root = f"{source.root}/"
+    inside = pl.col("path").str.starts_with(root)
+    return source.scans.with_columns(
+        pl.when(inside).then(source.url + "/" + pl.col("path").str.strip_prefix(root)).otherwise("path").alias("path")
+    )
 
 
 def _hash(table: pl.DataFrame, settings: Mapping[str, object]) -> str:

@@ -173,7 +173,7 @@ def test_all_scans_unreadable(damcli: Damcli, tmp_path: Path) -> None:
         (("chexpert", "absent"), 2, ("no such folder", "absent", "fix")),
         (("chexpert",), 3, ("neither train.csv nor valid.csv", "fix")),
         (("table",), 2, ("which table", "fix")),
-        (("pacs", "."), 2, ("'pacs'", "chexpert, ddsm, pcam, melanoma, benchmark or table")),
+        (("pacs", "."), 2, ("'pacs'", "chexpert, mimic-cxr-jpg, nih,", "benchmark or table")),
         (("chexpert", ".", "--image-column", "x"), 2, ("--image-column", "damcli prepare table")),
         (("table", ".", "--views", "all"), 2, ("--views", "damcli prepare chexpert")),
         (("chexpert", ".", "--fit", "squeeze"), 2, ("squeeze", "stretch")),

@@ -91,6 +91,27 @@ def test_one_part_alone_refuses_the_others_by_name(tmp_path: Path) -> None:
     source = ham10000.read(tmp_path)
     assert source.scans["id"].to_list() == NAMES[::2]
     assert source.refused == [(name, "the image is not in this download") for name in NAMES[1::2]]
+    assert any(note.startswith("3 of 6 images are not there") and "--max-rejected" in note for note in source.notes)
+
+
+def test_a_part_that_is_missing_is_said_before_anything_is_decoded(tmp_path: Path, run_here) -> None:
+    """The images here are empty: had any been looked at, it would be counted too."""
+    for file in (download(tmp_path) / "HAM10000_images_part_2").iterdir():
+        file.unlink()
+    code, _, said = run_here("prepare", "ham10000", tmp_path, "-o", tmp_path / "out", "--workers", "0")
+    assert code == 3
+    assert "3 of 6 images are not there: is a part of the download missing?" in said
+    assert "3 of 6 scans cannot be used: the image is not in this download (3)" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lesion_with_two_diagnoses(tmp_path: Path) -> None:
+    rows = [ROWS[0], ROWS[1].replace(",bkl,", ",mel,"), *ROWS[2:]]
+    with pytest.raises(
+        DataError, match=r"another image of this lesion.*\n.*row 2 below the header, column 'dx'"
+    ) as error:
+        ham10000.read(download(tmp_path, rows))
+    assert "HAM_0000118" not in str(error.value)
 
 
 def test_findings_that_are_asked_for(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from damcli.commands.prepare.reading import read as prepared
 from damcli.data.labels import CHEXPERT_FINDINGS, COMPETITION, chexpert_policy
 from damcli.data.sources import Source, mimic
 from damcli.errors import DamcliError, DataError, UsageError
@@ -261,6 +262,13 @@ def test_a_table_that_is_missing_is_named(tmp_path: Path, name: str) -> None:
     root = download(tmp_path)
     (root / f"mimic-cxr-2.0.0-{name}.csv.gz").unlink()
     refused(DataError, f"there is no mimic-cxr-2.0.0-{name}.csv", root)
+
+
+def test_a_patient_in_two_splits_stops_it(tmp_path: Path) -> None:
+    rows = [*ROWS[:2], ROWS[2]._replace(split="test"), *ROWS[3:]]
+    with pytest.raises(DataError, match="1 patients have scans in two splits"):
+        prepared("mimic-cxr-jpg", download(tmp_path, rows))
+    assert prepared("mimic-cxr-jpg", tmp_path, allow_leaks=True).scans["split"].to_list()[:2] == ["train", "test"]
 
 
 def test_a_table_that_is_cut_off(tmp_path: Path) -> None:

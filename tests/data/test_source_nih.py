@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from damcli.commands.prepare.reading import read as prepared
 from damcli.data.sources import Source, nih
 from damcli.data.store import Dataset
 from damcli.errors import DamcliError, DataError, UsageError
@@ -108,6 +109,27 @@ def test_lists_that_do_not_fit_the_table(tmp_path: Path) -> None:
     refused(tmp_path, DataError, "in none or both", "row 2 below the header")
     (tmp_path / "train_val_list.txt").unlink()
     refused(tmp_path, DataError, "train_val_list.txt is missing")
+
+
+@pytest.mark.parametrize("written", [b"\r\n", b"\n\n", b" \n"])
+def test_lists_as_other_systems_write_them(tmp_path: Path, written: bytes) -> None:
+    download(tmp_path)
+    lists(tmp_path, FILES[:3], FILES[3:])
+    plain = nih.read(tmp_path).scans
+    for name in ("train_val_list.txt", "test_list.txt"):
+        text = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.replace(b"\n", written) + written)
+    assert nih.read(tmp_path).scans.equals(plain)
+    assert plain["split"].to_list() == [None, None, None, "test"]
+
+
+def test_lists_that_share_a_patient_stop_it(tmp_path: Path) -> None:
+    download(tmp_path)
+    lists(tmp_path, [FILES[0], *FILES[2:]], [FILES[1]])
+    with pytest.raises(DataError, match="1 patients have scans in two splits") as caught:
+        prepared("nih", tmp_path)
+    assert "--allow-leaks" in str(caught.value)
+    assert prepared("nih", tmp_path, allow_leaks=True).scans["split"].to_list()[1] == "test"
 
 
 def test_findings_that_are_asked_for(tmp_path: Path) -> None:

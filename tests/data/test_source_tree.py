@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from damcli.data.labels import Policy
-from damcli.data.sources import Source, locate, read_csv, years
-from damcli.data.sources.tree import Tree, listed
+from damcli.data.sources import Source, check_same, locate, read_csv, years
+from damcli.data.sources.tree import DICOM_FIRST, IMAGES, Tree, listed, python_lists
 from damcli.errors import DataError, UsageError
 
 
@@ -70,7 +70,7 @@ def test_a_download_is_a_folder(tmp_path: Path) -> None:
 def test_images_by_what_the_key_makes_of_their_path_below_the_root(tmp_path: Path) -> None:
     root = touch(tmp_path / "p9", "p1/s1/a.JPG", "p1/s2/a.dcm", "p2/b.png", "p2/notes.txt", "p2/._b.png", ".x/c.png")
     images = Tree(root).images()
-    assert images == {"a": [root / "p1/s1/a.JPG", root / "p1/s2/a.dcm"], "b": [root / "p2/b.png"]}
+    assert images == {"a": [Path("p1/s1/a.JPG"), Path("p1/s2/a.dcm")], "b": [Path("p2/b.png")]}
     by_folder = Tree(root).images(lambda path: path.parts[0] if len(path.parts) > 2 else None)
     assert list(by_folder) == ["p1"]
     assert list(Tree(root, [".dcm"]).images()) == ["a"]
@@ -129,12 +129,36 @@ def test_none_of_the_images(tmp_path: Path) -> None:
         source(touch(tmp_path, "b.png"), ["a"])
 
 
+def test_a_table_without_a_row_left_is_no_matter_of_images(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no scan of the tables is left"):
+        source(touch(tmp_path, "a.png"), [])
+
+
 def test_parts_that_were_not_downloaded_are_left_out_and_said(tmp_path: Path) -> None:
     parts = pl.Series(["0", "0", "1", None])
     found = source(touch(tmp_path, "0/a.png"), ["a", "b", "c", "d"], parts=parts)
     assert found.scans["id"].to_list() == ["0/a.png"]
     assert [name for name, _ in found.refused] == ["b", "d"]
-    assert found.notes == ["left out 1 scans of parts that are not in this download: 1"]
+    assert found.notes[0] == "left out 1 scans of parts that are not in this download: 1"
+
+
+@pytest.mark.parametrize(("number", "lacking"), [(20, 1), (19, 1), (100, 5), (100, 6)])
+def test_where_a_part_of_the_download_seems_to_be_missing_it_is_said(tmp_path: Path, number: int, lacking: int) -> None:
+    """Above 5 %, which is where `prepare` refuses to go on."""
+    names = [f"{n:03}" for n in range(number)]
+    found = source(touch(tmp_path, *(f"{name}.png" for name in names[lacking:])), names)
+    assert len(found.refused) == lacking
+    hint = (
+        f"{lacking} of {number} images are not there: is a part of the download missing? fetch it, or go on without "
+        "it: --max-rejected"
+    )
+    assert found.notes == ([hint] if lacking / number > 0.05 else [])
+
+
+def test_dicom_comes_before_what_was_made_of_it(tmp_path: Path) -> None:
+    assert set(DICOM_FIRST) == set(IMAGES)
+    tree = Tree(touch(tmp_path, "a/1.png", "b/1.dicom", "c/1.jpg"), DICOM_FIRST)
+    assert tree.images()["1"] == [Path("b/1.dicom"), Path("a/1.png"), Path("c/1.jpg")]
 
 
 def test_columns_that_a_table_lacks_are_left_out(tmp_path: Path) -> None:
@@ -155,6 +179,38 @@ def test_cells_that_list_findings() -> None:
         "Mass": [1, 0, 0, 0, None, 1],
     }
     assert listed(cells, ["mild"], ",")["mild"].to_list() == [0, 0, 1, 0, None, 0]
+
+
+def test_cells_that_are_the_text_of_a_python_list(tmp_path: Path) -> None:
+    texts = [
+        "['Mass']",
+        "['Mass',\n 'Edema']",
+        "['Mass' 'Ed\nema'\n 'x']",
+        "[\"it's\", ' y ']",
+        "[]",
+        "",
+        "None",
+        "NaN",
+    ]
+    lists = [["Mass"], ["Mass", "Edema"], ["Mass", "Ed ema", "x"], ["it's", "y"], [], None, None, None]
+    found = python_lists(pl.Series("labels", texts), Path("a.csv"))
+    assert found.to_list() == lists
+    assert listed(found, ["Mass"])["Mass"].to_list() == [1, 1, 1, 0, 0, None, None, None]
+    harm = tmp_path / "harm"
+    for text in ("Mass", "'Mass'", "['Mass'", "[1]", "['Mass', None]", "{'Mass': 1}", "[" * 100_000,
+                 f"[open('{harm}', 'w').name]"):  # fmt: skip
+        with pytest.raises(DataError, match=r"no list of texts.*\n.*a\.csv, row 2 below the header, column 'labels'"):
+            python_lists(pl.Series("labels", ["['Mass']", text]), Path("a.csv"))
+    assert not harm.exists()
+
+
+def test_rows_of_one_unit_must_agree() -> None:
+    unit = pl.Series(["a", "b", None, "a", "b", None])
+    check_same(pl.Series([1, 2, 3, 1, 2, 4]), unit, "differ", Path("a.csv"))
+    check_same(pl.Series([None, 2, 3, None, 2, 4]), unit, "differ", Path("a.csv"))
+    for cells, row in (([1, 2, 3, 1, 3, 4], 5), ([1, 2, 3, None, 2, 4], 4), ([None, 2, 3, 1, 2, 4], 4)):
+        with pytest.raises(DataError, match=f"differ\n.*a.csv, row {row} below the header, column 'dx'"):
+            check_same(pl.Series(cells), unit, "differ", Path("a.csv"), "dx")
 
 
 @pytest.mark.parametrize(

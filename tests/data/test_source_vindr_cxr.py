@@ -54,8 +54,8 @@ def picture(image: str) -> NDArray[np.uint16]:
     return np.rint((np.sin(r / 9 + turn) * np.cos(c / 11) + 1) * 2047).astype(np.uint16)
 
 
-def dicom(file: Path, image: str, inverted: bool, broken: bool = False) -> None:
-    """The same picture with either photometric interpretation; a broken one has no transfer syntax and no pixels."""
+def dicom(file: Path, image: str, inverted: bool, broken: str = "") -> None:
+    """The same picture with either photometric interpretation; `broken` names what is missing of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
@@ -67,12 +67,14 @@ def dicom(file: Path, image: str, inverted: bool, broken: bool = False) -> None:
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
     dataset.WindowCenter, dataset.WindowWidth = 2048, 4096
     dataset.PhotometricInterpretation = "MONOCHROME1" if inverted else "MONOCHROME2"
-    if broken:
+    if broken != "PixelData":
+        pixels = b"" if broken == "pixels" else (4095 - picture(image) if inverted else picture(image)).tobytes()
+        dataset.PixelData = pixels
+        dataset["PixelData"].VR = "OW"
+    if broken == "TransferSyntaxUID":
         del meta.TransferSyntaxUID
         dataset.save_as(file, implicit_vr=False, little_endian=True)
         return
-    dataset.PixelData = (4095 - picture(image) if inverted else picture(image)).tobytes()
-    dataset["PixelData"].VR = "OW"
     dataset.save_as(file, enforce_file_format=True)
 
 
@@ -109,6 +111,7 @@ def test_kaggles_readers_by_each_rule(kaggle: Path, rule, cardiomegaly, nodule, 
     for finding, expected in zip(FINDINGS, (cardiomegaly, nodule, nothing), strict=True):
         assert labels(source, finding) == dict(zip(READINGS, expected, strict=True))
     assert source.scans["id"].to_list()[0].startswith("train/")
+    assert source.size == 320  # as of the other chest sets
     assert source.scans["patient"].null_count() == source.scans["split"].null_count() == len(READINGS)
     said = "\n".join(source.notes)
     assert f"train: 5 scans, each read by 2 or 3 of 6 readers, combined by {rule}; they disagree on 4" in said
@@ -134,10 +137,31 @@ def test_findings_by_name(kaggle: Path) -> None:
 
 
 def test_black_on_white_is_turned(kaggle: Path) -> None:
+    """To the pixel: y = (x - (c - 0.5)) / (w - 1) + 0.5 (PS3.3 C.11.2.1.2.1), as 16 bits and then as 8."""
     contract = Contract(size=48, channels=1)
     for path in read(kaggle).scans["path"]:
-        expected = picture(Path(path).stem) / 4095 * 255
-        assert np.abs(read_scan(Path(path), contract)[4:44].astype(float) - expected).max() < 2
+        deep = np.rint(((picture(Path(path).stem) - (2048 - 0.5)) / (4096 - 1) + 0.5) * 65535)
+        made = read_scan(Path(path), contract)
+        np.testing.assert_array_equal(made[4:44], np.floor(deep / 257 + 0.5))
+        assert not made[:4].any()
+        assert not made[44:].any()
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        ("TransferSyntaxUID", "the transfer syntax is missing: the file is broken"),
+        ("PixelData", "the DICOM file has no pixel data"),
+        ("pixels", "the pixel data is cut off or damaged"),
+    ],
+)
+def test_downloads_that_are_broken_in_one_way_each(tmp_path: Path, missing: str, reason: str) -> None:
+    contract = Contract(size=48, channels=1)
+    dicom(tmp_path / "whole.dicom", ONE, inverted=False)
+    assert read_scan(tmp_path / "whole.dicom", contract).any()
+    dicom(tmp_path / "broken.dicom", ONE, inverted=False, broken=missing)
+    with pytest.raises(DataError, match=reason):
+        read_scan(tmp_path / "broken.dicom", contract)
 
 
 @pytest.fixture
@@ -257,7 +281,7 @@ def test_prepared_by_the_mean_of_readers_with_broken_downloads_rejected(tmp_path
     }
     # A share of 2 is 2 of 4: a tie.
     images(tmp_path / "cxr", names)
-    dicom(tmp_path / "cxr" / "train" / f"{names[0]}.dicom", names[0], inverted=False, broken=True)
+    dicom(tmp_path / "cxr" / "train" / f"{names[0]}.dicom", names[0], inverted=False, broken="PixelData")
     (tmp_path / "cxr" / "train.csv").write_text(boxes(readings))
     arguments = ("vindr-cxr", "cxr", "--findings", "ILD", "--size", "32", "--workers", "0")
     for rule in ("mean", "majority"):
@@ -290,5 +314,8 @@ def test_prepared_by_the_mean_of_readers_with_broken_downloads_rejected(tmp_path
 
 def test_by_the_command(kaggle: Path) -> None:
     source = prepared("vindr-cxr", kaggle, readers_rule="any", findings=["ILD"])
+    (said,) = [note for note in source.notes if note.startswith("no official split")]
+    assert "single scans, since no patient is known and leaks cannot be excluded" in said
+    assert "whole patients" not in said
     assert set(source.scans["split"]) == {"train", "valid"}
     assert labels(source, "ILD") == dict(zip(READINGS, [0, 0, 0, 1, 1], strict=True))

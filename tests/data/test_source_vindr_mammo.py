@@ -50,6 +50,18 @@ def findings() -> str:
     return "\n".join([header, *rows]) + "\n"
 
 
+PADDING = 4095
+
+
+def shown(values: np.ndarray) -> np.ndarray:
+    """12 bits through the first window, the whole range, as 8 bits: y = (x - (c - 0.5)) / (w - 1) + 0.5.
+
+    PS3.3 C.11.2.1.2.1, rounded to 16 bits and then to 8.
+    """
+    deep = np.rint(((values - (2048 - 0.5)) / (4096 - 1) + 0.5) * 65535)
+    return np.floor(deep / 257 + 0.5)
+
+
 def picture(image: str) -> np.ndarray:
     """A breast of 12 bits on black, a blob of its own in each image."""
     r, c = np.mgrid[:60, :40]
@@ -58,8 +70,8 @@ def picture(image: str) -> np.ndarray:
     return np.rint(breast + blob).astype(np.uint16)
 
 
-def dicom(root: Path, image: str, inverted: bool) -> None:
-    """Two windows are given, of which the first counts."""
+def dicom(root: Path, image: str, inverted: bool, padding: int | None = None, intent: str = "PRESENTATION") -> None:
+    """Two windows are given, of which the first counts; `padding` is a column of pixels that show nothing."""
     file = root / "images" / IMAGES[image][0] / f"{image}.dicom"
     file.parent.mkdir(parents=True, exist_ok=True)
     meta = FileMetaDataset()
@@ -67,12 +79,16 @@ def dicom(root: Path, image: str, inverted: bool) -> None:
     meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = "1.2.3", ExplicitVRLittleEndian
     dataset = FileDataset(str(file), {}, file_meta=meta, preamble=bytes(128))
     dataset.SOPClassUID, dataset.SOPInstanceUID, dataset.Modality = meta.MediaStorageSOPClassUID, "1.2.3", "MG"
-    dataset.PresentationIntentType = "FOR PRESENTATION"
+    dataset.PresentationIntentType = f"FOR {intent}"
     dataset.Rows, dataset.Columns, dataset.SamplesPerPixel, dataset.PixelRepresentation = 60, 40, 1, 0
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
     dataset.WindowCenter, dataset.WindowWidth = [2048, 300], [4096, 100]
     dataset.PhotometricInterpretation = "MONOCHROME1" if inverted else "MONOCHROME2"
-    dataset.PixelData = (4095 - picture(image) if inverted else picture(image)).tobytes()
+    stored = 4095 - picture(image) if inverted else picture(image)
+    if padding is not None:
+        dataset.PixelPaddingValue = PADDING
+        stored[:, padding] = PADDING
+    dataset.PixelData = stored.tobytes()
     dataset["PixelData"].VR = "OW"
     dataset.save_as(file, enforce_file_format=True)
 
@@ -167,10 +183,10 @@ def test_rows_that_do_not_fit(mammo: Path, old: str, new: str, what: str) -> Non
         read(mammo)
 
 
-@pytest.mark.parametrize("cell", ["", "Mass", "'Mass'", "[]", "['Mass'", "[1]", "['Mass', None]", "[''", "(" * 5000])
+@pytest.mark.parametrize("cell", ["", "nan", "[]", "['']", "['Mass', '']", "Mass", "['Mass'", "[1]", "(" * 5000])
 def test_lists_that_are_none(mammo: Path, cell: str) -> None:
     (mammo / BOXES).write_text(findings().replace("['Mass']", cell))
-    with pytest.raises(DataError, match="no list of findings.*\n.*row 7 below the header"):
+    with pytest.raises(DataError, match="(is no list of texts|the list names no finding).*\n.*row 7 below the header"):
         read(mammo, findings=["Mass"])
 
 
@@ -185,8 +201,32 @@ def test_lists_are_read_and_never_run(mammo: Path, tmp_path: Path) -> None:
 def test_black_on_white_is_turned_and_the_first_window_taken(mammo: Path) -> None:
     contract = Contract(size=60, channels=1)
     for path in read(mammo).scans["path"]:
-        expected = picture(Path(path).stem) / 4095 * 255
-        assert np.abs(read_scan(Path(path), contract)[:, 10:50].astype(float) - expected).max() < 2
+        made = read_scan(Path(path), contract)
+        np.testing.assert_array_equal(made[:, 10:50], shown(picture(Path(path).stem)))
+        assert not made[:, :10].any()
+        assert not made[:, 50:].any()
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_padding_is_black_whichever_way_the_image_is_stored(tmp_path: Path, inverted: bool) -> None:
+    dicom(tmp_path, RCC, inverted, padding=7)
+    expected = shown(picture(RCC))
+    assert expected[:, 7].any()
+    expected[:, 7] = 0
+    made = read_scan(next(tmp_path.rglob("*.dicom")), Contract(size=60, channels=1))
+    np.testing.assert_array_equal(made[:, 10:50], expected)
+
+
+def test_raw_images_are_kept_with_a_remark(mammo: Path, tmp_path: Path, run_here) -> None:
+    """The owner's viewer skips them; here a user decides, who is told."""
+    dicom(mammo, RCC, inverted=False, intent="PROCESSING")
+    output = tmp_path / "made"
+    code, _, err = run_here("prepare", "vindr-mammo", mammo, "-o", output, "--size", "64", "--workers", "0")
+    assert code == 0, err
+    assert "1 scans: FOR PROCESSING: raw detector values, not meant to be shown" in err
+    remarks = dict(Dataset.open(output).manifest.select("id", "remark").iter_rows())
+    raw = [Path(scan).stem for scan, remark in remarks.items() if "FOR PROCESSING" in (remark or "")]
+    assert (len(remarks), raw) == (12, [RCC])
 
 
 def test_prepared_with_exams_in_one_split_each(mammo: Path, tmp_path: Path, run_here) -> None:

@@ -1,5 +1,6 @@
 """Writing a dataset: killed anywhere and continued, refused scans, refused folders, full disks."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -291,3 +292,33 @@ def test_a_full_disk_is_said_and_leaves_what_is_finished(
         assert (sorted(content(path)) if path.exists() else []) == left
     list(write(path, source(folder)))
     assert content(path) == unbroken
+
+
+def test_scans_of_a_mirror_are_called_by_their_urls(folder: Path, unbroken: dict[str, bytes], tmp_path: Path) -> None:
+    """Where the mirror lies does not count: stopped there, it continues from another one, to the same dataset."""
+    other = tmp_path / "elsewhere" / "mirror"
+    shutil.copytree(folder, other, copy_function=shutil.copy2)
+    steps = write(tmp_path / "made", source(folder, url="s3://bucket/in"))
+    for _ in range(10):
+        next(steps)
+    steps.close()
+    steps = write(tmp_path / "made", source(other, url="s3://bucket/in"))
+    assert next(steps).done == 9
+    list(steps)
+    made, plain = Dataset.open(tmp_path / "made"), Dataset.open(tmp_path / "unbroken")
+    assert made.manifest["path"].to_list() == [f"s3://bucket/in/{name}" for name in made.manifest["id"]]
+    assert made.info.fingerprint == plain.info.fingerprint
+    assert str(tmp_path).encode() not in b"".join(content(tmp_path / "made").values())
+    (again,) = write(tmp_path / "made", source(folder, url="s3://bucket/in"))
+    assert again.done == again.total
+    with pytest.raises(UsageError, match="another dataset"):
+        list(write(tmp_path / "made", source(folder, url="s3://bucket/other")))
+
+
+def test_copies_in_two_splits_are_told_without_their_files(folder: Path, tmp_path: Path) -> None:
+    """The files of a mirror are empty, so that all of one size would pass for the same."""
+    shutil.copy(folder / "00.png", folder / "20.png")
+    url, copied = "file:///far", tmp_path / "made"
+    list(write(copied, source(folder, url=url), allow_leaks=True))
+    (text,) = (concern.text for concern in Dataset.open(copied).info.audit if "two splits" in concern.text)
+    assert "the same file" not in text

@@ -82,7 +82,7 @@ def command(
         given = inputs.given([str(mirror.path)] if mirror else scans)
         total = given.total(*target.own)
         if total == 0:
-            raise UsageError("there is no file to score", where=", ".join(scans[:5]), fix="give a folder with scans")
+            raise UsageError("there is no file to score", where=_named(scans), fix="give a folder with scans")
         path = model or Path(os.environ.get("DAMCLI_MODEL") or project.newest_model())
         console.note(f"model: {path}")
         # A run that goes on takes the batch that it began with, since what is found depends on the memory at hand.
@@ -153,8 +153,14 @@ def command(
 def _alone(scans: list[str]) -> str:
     """Return the URL that was given. Raises `UsageError` where more was."""
     if len(scans) > 1:
-        raise UsageError("a URL is given alone", where=", ".join(scans[1:5]), fix="run the command once for each")
+        raise UsageError("a URL is given alone", where=_named(scans), fix="run the command once for each")
     return scans[0]
+
+
+def _named(scans: list[str]) -> str:
+    from damcli.data import remote
+
+    return ", ".join(remote.shown(scan) if remote.is_url(scan) else scan for scan in scans[:5])
 
 
 def _check_heatmaps(folder: Path | None, scans: list[str]) -> None:

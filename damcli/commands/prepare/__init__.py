@@ -136,7 +136,7 @@ def command(
         mirror = held.enter_context(remote.mirrored(path)) if path and remote.is_url(path) else None
         taken = read(
             source,
-            mirror.root if mirror else path and Path(path),
+            mirror.path if mirror else path and Path(path),
             uncertain=uncertain,
             blank=blank,
             valid_fraction=valid_fraction,
@@ -158,7 +158,12 @@ def command(
             images=images,
         )
         if mirror:
-            taken = replace(taken, url=mirror.url)
+            notes = [note.replace(str(mirror.root), mirror.url) for note in taken.notes]
+            inside = taken.root.is_relative_to(mirror.root)
+            taken = replace(taken, url=mirror.url_of(taken.root) if inside else None, notes=notes)
+            if crops or taken.name.startswith("ddsm:films"):
+                what = "lesions and films of DDSM are found by what the files hold, which a listing does not tell"
+                raise UsageError(what, where=mirror.url, fix="copy or mount it here")
         if film == "density" and not taken.name.startswith("ddsm:films"):
             raise UsageError("--film density belongs to DDSM's .LJPEG films", fix="leave it out")
         if engine == "ray" and taken.pixels:
@@ -168,7 +173,8 @@ def command(
         size = size or taken.size
         depth: Literal[1, 3] = taken.channels if channels is None else 1 if channels == "1" else 3
         shape = fit or taken.fit
-        showing.say(taken, output, size, depth, shape)
+        written = remote.shown(output) if remote.is_url(output) else output
+        showing.say(taken, written, size, depth, shape)
         if dry_run:
             showing.plan(taken)
             return
@@ -179,9 +185,9 @@ def command(
             taken, folder, size=size, channels=depth, fit=shape, frame=frame, film=film, seed=seed or 0,
             workers=workers, max_rejected=max_rejected, allow_leaks=allow_leaks, decode=_decoder(cluster, mirror),
         )  # fmt: skip
-        _work(steps, folder, len(taken.refused))
+        _work(steps, folder, written, len(taken.refused))
         info, reasons = read_info(folder), pl.read_csv(folder / "rejected.csv", infer_schema=False)["reason"]
-    showing.made(info, reasons, output)
+    showing.made(info, reasons, written)
     if info.rejected:
         raise typer.Exit(4)
 
@@ -196,13 +202,13 @@ def _decoder(
     return partial(decoding.decode, cluster, mirror=mirror)
 
 
-def _work(steps: Iterator[Progress], output: Path, refused: int) -> None:
-    there = (output / "dataset.json").exists()
+def _work(steps: Iterator[Progress], folder: Path, written: str, refused: int) -> None:
+    there = (folder / "dataset.json").exists()
     with closing(steps):  # type: ignore[type-var]
         try:
             start = next(steps)
             if there:
-                console.note(f"{output} is there already, from the same table and settings: nothing to do")
+                console.note(f"{written} is there already, from the same table and settings: nothing to do")
             elif start.done > refused:
                 console.note(f"continuing after {start.done} of {start.total} scans")
             for _ in console.track(steps, start.total - start.done, "prepare"):

@@ -138,6 +138,16 @@ def check_rows(good: pl.Series, what: str, path: Path, column: str | None = None
         raise DataError(what, where=where if column is None else f"{where}, column {column!r}", fix=fix)
 
 
+def check_same(cells: pl.Series, unit: pl.Series, what: str, path: Path, column: str | None = None) -> None:
+    """Raise `DataError` naming the first row whose cell is another than that of its `unit`'s first row.
+
+    Rows without a unit (null) are each one of their own. Rows and message are those of `check_rows`.
+    """
+    rows = pl.DataFrame({"cell": cells, "unit": unit})
+    same = pl.col("unit").is_null() | pl.col("cell").eq_missing(pl.col("cell").first().over("unit"))
+    check_rows(rows.select(same).to_series(), what, path, column)
+
+
 def parse_labels(cells: pl.Series, path: Path) -> pl.Series:
     """Turn the text of a label column into 1, 0, -1 or null (blank). Raises `DataError` with the row otherwise."""
     blank = cells.is_null() | (cells == "") | (cells.str.to_lowercase() == "nan")
@@ -306,6 +316,16 @@ def years(cells: pl.Series) -> pl.Series:
     days = parts["unit"].replace("", "Y").replace_strict(UNITS, default=None, return_dtype=pl.Float64)
     ages = parts["number"].cast(pl.Float64) * days / UNITS["Y"]
     return pl.select(pl.when(ages <= 100).then(ages).alias(cells.name)).to_series()
+
+
+def strange_ages(ages: pl.Series, cells: pl.Series) -> list[str]:
+    """Return, as a note, how many `cells` say something that is no age in years, or nothing where all do.
+
+    >>> strange_ages(years(pl.Series(["58", "411", ""])), pl.Series(["58", "411", ""]))
+    ['1 ages are above 100 or none: they count as not known']
+    """
+    strange = int((ages.is_null() & known(cells).is_not_null()).sum())
+    return [f"{strange} ages are above 100 or none: they count as not known"] if strange else []
 
 
 def blank_to_null(cells: pl.Series) -> pl.Series:

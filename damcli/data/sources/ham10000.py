@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from damcli.data.labels import choose
-from damcli.data.sources import Source, check_rows, known, need, read_csv, years
+from damcli.data.sources import Source, check_rows, check_same, known, need, read_csv, years
 from damcli.data.sources.tree import Tree
 
 # What the codes of `dx` mean; melanoma is called as in the melanoma source, whose models are evaluated here.
@@ -31,7 +31,8 @@ def read(path: Path, findings: Sequence[str] | None = None) -> Source:
 
     Patient and study are the lesion, null where it is not known. There is no official split. Age, sex, site and, where
     the table says it, the collection (`dataset`) are kept for the metadata network; how a diagnosis was confirmed is
-    not: it tells of the diagnosis. Raises `DataError` for a table without a needed column, or a `dx` that is none.
+    not: it tells of the diagnosis. Raises `DataError` for a table without a needed column, for a `dx` that is none, and
+    for a lesion with two.
     """
     tree = Tree(path)
     file = tree.need(*TABLES)
@@ -41,6 +42,7 @@ def read(path: Path, findings: Sequence[str] | None = None) -> Source:
     name = table["dx"].str.to_lowercase().replace_strict(FINDINGS, default=None, return_dtype=pl.String)
     check_rows(name.is_not_null(), f"a diagnosis is none of {', '.join(FINDINGS)}", file, "dx")
     lesion = known(table["lesion_id"])
+    check_same(name, lesion, "another image of this lesion has another diagnosis", file, "dx")
     notes = [
         f"took {file}: {len(table)} images of {lesion.drop_nulls().n_unique()} lesions",
         "no patient is known: lesions are split, and those of one patient may leak",

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from damcli.data.labels import choose
-from damcli.data.sources import Source, check_rows, known, need, read_csv, years
+from damcli.data.sources import Source, check_rows, known, need, read_csv, strange_ages, years
 from damcli.data.sources.tree import Tree, listed
 from damcli.errors import DataError
 
@@ -50,9 +50,7 @@ def read(path: Path, findings: Sequence[str] | None = None) -> Source:
     check_rows(good, "these are not findings of ChestX-ray14, or contradict each other", file, "Finding Labels")
     split, told = _split(tree, table["Image Index"], file)
     age = years(table["Patient Age"])
-    notes = [f"took {file}: {len(table)} scans", told]
-    if strange := int((age.is_null() & known(table["Patient Age"]).is_not_null()).sum()):
-        notes.append(f"{strange} ages are above 100 or none: they count as not known")
+    notes = [f"took {file}: {len(table)} scans", told, *strange_ages(age, table["Patient Age"])]
     return tree.source(
         "nih", keys, {finding: marks[finding] for finding in wanted}, notes=notes, size=320,
         patient=patient, split=split, view=pl.Series(["frontal"] * len(table)),

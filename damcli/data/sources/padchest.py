@@ -6,8 +6,6 @@ does not count those below it in the authors' tree ("laminar atelectasis" is not
 
 from __future__ import annotations
 
-import ast
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,15 +13,14 @@ from typing import Literal
 import polars as pl
 
 from damcli.data.labels import choose
-from damcli.data.sources import UNKNOWN, Source, check_rows, known, need, read_csv
-from damcli.data.sources.tree import Tree, listed
-from damcli.errors import DataError
+from damcli.data.sources import Source, check_rows, known, need, read_csv
+from damcli.data.sources.tree import Tree, listed, python_lists
 
 TABLES = ("PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv", "chest_x_ray_images_labels_sample.csv")
 NEEDED = ("ImageID", "ImageDir", "StudyID", "PatientID", "Projection", "Labels")
 # Metadata by the names that it has in a dataset; "year" and "born" give the age.
 MORE = {
-    "sex": "PatientSex_DICOM", "machine": "Manufacturer_DICOM", "labelled_by": "MethodLabel",
+    "sex": "PatientSex_DICOM", "machine": "Manufacturer_DICOM", "label_method": "MethodLabel",
     "year": "StudyDate_DICOM", "born": "PatientBirth",
 }  # fmt: skip
 # What the CheXpert competition judges, in PadChest's words.
@@ -31,9 +28,11 @@ FINDINGS = ("cardiomegaly", "pulmonary edema", "consolidation", "atelectasis", "
 SEXES = {"M": "Male", "F": "Female", "O": "Other"}  # as in CheXpert
 VIEWS = {"PA": "frontal", "AP": "frontal", "AP_horizontal": "frontal", "L": "lateral"}
 # Labels that do not say what is to be seen, and the one that takes back all beside it.
-EMPTY, EXCLUDED = {"", "unchanged", "suboptimal study"}, "exclude"
-ROUNDED = r"^\d+([.,eE]|\d*0{15}$)"  # a spreadsheet keeps 15 digits
-NO_COMMA = re.compile(r"(?<=\w)'\s*'(?=\w)")
+EMPTY, EXCLUDED = ["", "unchanged", "suboptimal study"], "exclude"
+# A spreadsheet keeps 15 digits. A float keeps 53 bits, and whole numbers of 64 bits end where ids begin.
+ROUNDED = r"^\d+([.,eE]|\d*0{15}$)"
+FLOAT_DIGITS, FLOAT_STEP = 30, 2**40  # numbers of so many digits are multiples of it once they were floats
+CLIPPED = [str(2**63 - 1), str(2**63), str(-(2**63))]
 
 
 def read(path: Path, findings: Sequence[str] | None = None, views: Literal["frontal", "all"] = "frontal") -> Source:
@@ -42,7 +41,7 @@ def read(path: Path, findings: Sequence[str] | None = None, views: Literal["fron
     `findings` are any labels of the table, by default the five of the CheXpert competition in its words: 1 where the
     list of a scan holds them, else 0. Scans are left out whose list is missing or says nothing, such as "unchanged".
     Frontal is PA, AP and AP_horizontal; "all" takes lateral views too, never others. Who labelled a scan, a physician
-    or a network, is its metadata `labelled_by`; the age is the year of the study less that of birth, null where it
+    or a network, is its metadata `label_method`; the age is the year of the study less that of birth, null where it
     cannot be. Raises `DataError` for ids that a program has rounded, and for a list that cannot be read (with its row).
     """
     tree = Tree(path)
@@ -51,9 +50,9 @@ def read(path: Path, findings: Sequence[str] | None = None, views: Literal["fron
     need(table, NEEDED, file)
     for name in ("PatientID", "StudyID"):
         what, fix = "the id is a rounded number: several may have become one", "take the table as it was downloaded"
-        check_rows(~table[name].str.contains(ROUNDED), what, file, name, fix)
+        check_rows(~_rounded(table[name]), what, file, name, fix)
     lists = _lists(table["Labels"], file)
-    every = lists.drop_nulls().str.split("|").explode().unique().sort().to_list()
+    every = sorted(set(lists.explode().drop_nulls()) - {""})
     wanted = choose(findings or FINDINGS, every if findings else FINDINGS, "label", file)
     scans = table.with_columns(
         lists,
@@ -70,8 +69,8 @@ def read(path: Path, findings: Sequence[str] | None = None, views: Literal["fron
             what = "lateral scans (--views all keeps them)" if view == "lateral" else "scans of other or unknown views"
             notes.append(f"left out {number} {what}")
     scans = scans.filter(pl.col("view").is_in(taken))
-    if by_network := int((scans["labelled_by"] != "Physician").sum()):
-        notes.append(f"the labels of {by_network} scans are a network's, not a physician's (metadata: labelled_by)")
+    if by_network := int((scans["label_method"] != "Physician").sum()):
+        notes.append(f"the labels of {by_network} scans are a network's, not a physician's (metadata: label_method)")
     patient = known(scans["PatientID"])
     if unknown := patient.null_count():
         notes.append(f"{unknown} scans have no patient: each counts as one of its own, so patients may leak")
@@ -90,31 +89,20 @@ def read(path: Path, findings: Sequence[str] | None = None, views: Literal["fron
         projection=scans["Projection"],
         sex=scans["sex"].replace(SEXES),
         machine=scans["machine"],
-        labelled_by=scans["labelled_by"],
+        label_method=scans["label_method"],
     )
 
 
-def _lists(cells: pl.Series, file: Path) -> pl.Series:
-    """Return the labels of each row as "a|b", null where they are missing or say nothing.
+def _rounded(ids: pl.Series) -> pl.Series:
+    """Return which ids a program has rounded or clipped, also where it wrote all digits out."""
+    long = [text for text in ids.unique() if len(text) >= FLOAT_DIGITS and text.isdecimal()]
+    floats = [text for text in long if int(text) % FLOAT_STEP == 0]
+    return ids.str.contains(ROUNDED) | ids.is_in(floats) | ids.is_in(CLIPPED)
 
-    Most rows have the text of few others, so that each text is read once. Lists may be broken over lines, also within
-    a label, and those that NumPy has written lack their commas.
-    """
-    meant: dict[str, str | None] = {}
-    for row, text in enumerate(cells):
-        if text in meant:
-            continue
-        one_line = " ".join(text.split())
-        try:
-            value = [] if one_line.lower() in UNKNOWN else ast.literal_eval(NO_COMMA.sub("', '", one_line))
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            value = None
-        if not isinstance(value, list) or not all(isinstance(label, str) and "|" not in label for label in value):
-            raise DataError(
-                "the labels are no list of texts",
-                where=f"{file}, row {row + 1} below the header, column {cells.name!r}",
-            )
-        labels = [label.strip() for label in value]
-        says = EXCLUDED not in labels and not EMPTY.issuperset(label.casefold() for label in labels)
-        meant[text] = "|".join(filter(None, labels)) if says else None
-    return cells.replace_strict(meant, return_dtype=pl.String)
+
+def _lists(cells: pl.Series, file: Path) -> pl.Series:
+    """Return the labels of each row, null where they are missing or say nothing."""
+    lists = python_lists(cells, file)
+    said = lists.list.eval(pl.element().str.to_lowercase()).list.set_difference(pl.Series([EMPTY]))
+    says = (said.list.len() > 0) & ~lists.list.contains(EXCLUDED)
+    return pl.select(pl.when(says).then(lists).alias(cells.name)).to_series()

@@ -10,16 +10,14 @@ from pathlib import Path
 
 import polars as pl
 
-from damcli.data.sources import Source, check_rows, known, need, parse_labels, read_csv, years
-from damcli.data.sources.tree import Tree
+from damcli.data.sources import Source, check_rows, check_same, known, need, parse_labels, read_csv, strange_ages, years
+from damcli.data.sources.tree import DICOM_FIRST, Tree
 
 TABLE = "train.csv"
 COLUMNS = ("patient_id", "image_id", "laterality", "cancer")
 OPTIONAL = ("view", "age", "implant", "density", "site_id", "machine_id")
 # What was found out after the film, or because of it.
 TELLING = ("biopsy", "invasive", "BIRADS", "difficult_negative_case")
-# DICOM comes before what was made of it, whose window nobody knows.
-SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 # …/PATIENT/IMAGE.dcm, or …/PATIENT_IMAGE.png as conversions have it.
 NAME = re.compile(r"(?:.*/)?(\d+)[/_](\d+)\.\w+")
 TEST = "test_images"
@@ -32,19 +30,17 @@ def read(path: Path) -> Source:
     difficult_negative_case tell the label and are not. Raises `DataError` where there is no `train.csv`, for films of
     one breast with two labels, and for rows whose ids, side or label are none.
     """
-    tree = Tree(path, SUFFIXES)
+    tree = Tree(path, DICOM_FIRST)
     file = tree.need(TABLE)
     table = read_csv(file)
     need(table, COLUMNS, file)
     for column, pattern in {"patient_id": r"^\d+$", "image_id": r"^\d+$", "laterality": "^[LR]$"}.items():
         check_rows(table[column].str.contains(pattern), f"this {column} is none", file, column)
-    rows = table.select(
-        parse_labels(table["cancer"], file), (pl.col("patient_id") + "_" + pl.col("laterality")).alias("breast")
-    )
-    of_breast = rows.select(pl.col("cancer").first().over("breast")).to_series()
-    check_rows(rows["cancer"].eq_missing(of_breast), "the films of one breast have two labels", file, "cancer")
+    cancer = parse_labels(table["cancer"], file)
+    breast = table["patient_id"] + "_" + table["laterality"]
+    check_same(cancer, breast, "the films of one breast have two labels", file, "cancer")
     about = {column: known(table[column]) for column in OPTIONAL if column in table.columns}
-    notes = [f"took {file}: {len(table)} films of {rows['breast'].n_unique()} breasts; cancer is told per breast"]
+    notes = [f"took {file}: {len(table)} films of {breast.n_unique()} breasts; cancer is told per breast"]
     if telling := [column for column in TELLING if column in table.columns]:
         notes.append(f"no metadata, as they tell the label: {', '.join(telling)}")
     if test := len(tree.images(lambda film: film.stem if TEST in film.parts else None)):
@@ -52,15 +48,15 @@ def read(path: Path) -> Source:
     elif without := tree.table("test.csv"):
         notes.append(f"left {without} out: it has no labels")
     age = years(about["age"]) if "age" in about else None
-    if age is not None and (strange := int((age.is_null() & about["age"].is_not_null()).sum())):
-        notes.append(f"{strange} ages are above 100 or none: they count as not known")
+    if age is not None:
+        notes += strange_ages(age, about["age"])
     source = tree.source(
         "rsna-mammography",
         table["patient_id"] + "/" + table["image_id"],
-        {"cancer": rows["cancer"]},
+        {"cancer": cancer},
         key=_key,
         patient=table["patient_id"],
-        study=rows["breast"],
+        study=breast,
         view=about["view"].str.to_lowercase() if "view" in about else None,
         notes=notes,
         age=age,

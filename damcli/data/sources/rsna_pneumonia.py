@@ -17,8 +17,8 @@ from pathlib import Path
 import polars as pl
 
 from damcli.data.labels import choose
-from damcli.data.sources import Source, check_rows, known, need, parse_labels, read_csv, years
-from damcli.data.sources.tree import Tree
+from damcli.data.sources import Source, check_rows, check_same, known, need, parse_labels, read_csv, strange_ages, years
+from damcli.data.sources.tree import DICOM_FIRST, Tree
 from damcli.errors import DataError, UsageError
 
 TABLE = "stage_2_train_labels.csv"
@@ -27,8 +27,6 @@ MAPPING = "pneumonia-challenge-dataset-mappings_2018.json"
 TEST = "stage_2_test_images"
 FINDINGS = ("Pneumonia", "Normal")
 CLASSES = ("Normal", "No Lung Opacity / Not Normal", "Lung Opacity")
-# DICOM comes before what was made of it: its header knows age, sex and projection.
-SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 NIH_IMAGE = re.compile(r"(\d{8})_\d{3}(?:\.\w+)?")
 HEADER = {"PatientAge": "age", "PatientSex": "sex", "ViewPosition": "projection"}
 SEXES = {"M": "Male", "F": "Female"}
@@ -43,7 +41,7 @@ def read(path: Path, findings: Sequence[str] | None = None) -> Source:
     one another, `UsageError` for another finding.
     """
     wanted = choose(findings or FINDINGS[:1], FINDINGS, "finding", "--findings")
-    tree = Tree(path, SUFFIXES)
+    tree = Tree(path, DICOM_FIRST)
     file = tree.need(TABLE)
     images, boxes = _images(file)
     notes = [f"took {file}: {len(images)} images, {boxes} boxes; Pneumonia is an opacity suspicious of it"]
@@ -72,7 +70,7 @@ def _images(file: Path) -> tuple[pl.DataFrame, int]:
     need(table, ["patientId", "Target"], file)
     rows = pl.DataFrame([table["patientId"].alias("name"), parse_labels(table["Target"], file).alias("Pneumonia")])
     check_rows(rows["name"] != "", "the row names no image", file, "patientId")
-    _refuse_two(rows, "Pneumonia", "the rows of one image have two labels", file)
+    check_same(rows["Pneumonia"], rows["name"], "the rows of one image have two labels", file)
     boxed = ~table["x"].str.to_lowercase().is_in(["", "nan"]) if "x" in table.columns else rows["Pneumonia"] == 1
     check_rows(boxed.eq_missing(rows["Pneumonia"] == 1), "the box and the Target contradict one another", file)
     return rows.unique("name", keep="first", maintain_order=True), int(boxed.sum())
@@ -84,7 +82,7 @@ def _with_classes(images: pl.DataFrame, file: Path) -> pl.DataFrame:
     need(table, ["patientId", "class"], file)
     rows = table.select(pl.col("patientId").alias("name"), pl.col("class"))
     check_rows(rows["class"].is_in(CLASSES), f"the class is none of {', '.join(CLASSES)}", file, "class")
-    _refuse_two(rows, "class", "the rows of one image have two classes", file)
+    check_same(rows["class"], rows["name"], "the rows of one image have two classes", file)
     joined = rows.join(images, on="name", how="left", maintain_order="left")
     agrees = (joined["class"] == "Lung Opacity") == (joined["Pneumonia"] == 1)
     check_rows(agrees.fill_null(True), f"the class and the Target of {TABLE} contradict one another", file, "class")
@@ -140,9 +138,7 @@ def _headers(paths: Iterable[str]) -> tuple[pl.DataFrame, list[str]]:
     notes = []
     if silent := sum(not any(row) for row in rows):
         notes.append(f"age, sex and projection of {silent} images are not known: DICOM headers have them")
-    if strange := int((about["age"].is_null() & (age != "")).sum()):
-        notes.append(f"{strange} ages are above 100 or none: they count as not known")
-    return about, notes
+    return about, [*notes, *strange_ages(about["age"], age)]
 
 
 def _header(path: str) -> tuple[str, ...]:
@@ -156,8 +152,3 @@ def _header(path: str) -> tuple[str, ...]:
         return tuple(str(header.get(keyword) or "").strip().upper() for keyword in HEADER)
     except Exception:  # whatever a damaged header makes pydicom raise: prepare refuses the image with the reason
         return ("",) * len(HEADER)
-
-
-def _refuse_two(rows: pl.DataFrame, column: str, what: str, file: Path) -> None:
-    first = rows.select(pl.col(column).first().over("name")).to_series()
-    check_rows(rows[column].eq_missing(first), what, file)

@@ -6,6 +6,8 @@ image belongs to which row, and what is said of those that are missing, double o
 
 from __future__ import annotations
 
+import ast
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,13 +16,26 @@ from typing import Literal
 import polars as pl
 
 from damcli.data.labels import Policy
-from damcli.data.sources import Source, as_text, blank_to_null, files_below, refuse_twice, table_of
+from damcli.data.sources import (
+    UNKNOWN,
+    Source,
+    as_text,
+    blank_to_null,
+    check_rows,
+    files_below,
+    refuse_twice,
+    table_of,
+)
 from damcli.errors import DataError, UsageError
 
 KINDS = {
     ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".dcm": "DICOM", ".dicom": "DICOM", ".tif": "TIFF", ".tiff": "TIFF",
 }  # fmt: skip
 IMAGES = tuple(KINDS)  # of several files of one image the first of these counts
+# DICOM comes before what was made of it, whose window nobody knows, and which has no header.
+DICOM_FIRST = (".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
+MISSING = 0.05  # the share of a set's images without which a part of the download seems to be missing
+NO_COMMA = re.compile(r"(?<=\w)'\s*'(?=\w)")  # between two texts of a list, as NumPy writes it
 
 Key = Callable[[Path], str | None]
 
@@ -43,12 +58,16 @@ class Tree:
             raise UsageError(what, where=root, fix="pass the folder that holds the tables and the images")
         self.root = root
         self.tables: list[Path] = []  # whatever is no image, folder by folder
-        self._images: list[Path] = []
+        self._images: list[Path] = []  # below the root
         self._suffixes = list(suffixes)
         for file in files_below(root):
-            if any(part.startswith(".") for part in file.relative_to(root).parts):
+            below = file.relative_to(root)
+            if any(part.startswith(".") for part in below.parts):
                 continue
-            (self._images if file.suffix.lower() in suffixes else self.tables).append(file)
+            if file.suffix.lower() in suffixes:
+                self._images.append(below)
+            else:
+                self.tables.append(file)
 
     def table(self, *names: str) -> Path | None:
         """Return the table called like the first of `names` that is there, in any case, also with .gz behind it.
@@ -85,13 +104,13 @@ class Tree:
         return found
 
     def images(self, key: Key = stem) -> dict[str, list[Path]]:
-        """Return the images by what `key` makes of their path below the root; None is no image of this set.
+        """Return the images' paths below the root by what `key` makes of them; None is no image of this set.
 
         The images of a key are in the order in which they count: by the order of the suffixes, then by folder.
         """
         found: dict[str, list[Path]] = defaultdict(list)
         for file in self._images:
-            if (name := key(file.relative_to(self.root))) is not None:
+            if (name := key(file)) is not None:
                 found[as_text(name)].append(file)
         for files in found.values():
             files.sort(key=lambda file: self._suffixes.index(file.suffix.lower()))
@@ -123,8 +142,10 @@ class Tree:
         are None are left out. A scan's id is its path below the root unless `ids` gives it; of several files of an
         image, one that is called like its id comes first. `parts` says in which part of the set (folder, archive) each
         row's image is given out: rows of a part that was not downloaded at all are left out, not refused. Raises
-        `DataError` where two rows name one image, or none of the images is there.
+        `DataError` where there is no row, two rows name one image, or none of the images is there.
         """
+        if not len(keys):
+            raise DataError("no scan of the tables is left to take", where=self.root.resolve())
         keys = blank_to_null(keys)
         refuse_twice(pl.DataFrame({"id": keys.drop_nulls()}))
         images = self.images(key)
@@ -135,6 +156,7 @@ class Tree:
                 where=self.root.resolve(),
                 fix="unpack the images below this folder, or pass the one that holds both",
             )
+        top = self.root.absolute()
         names = keys if ids is None else pl.Series(ids, dtype=pl.String)
         absent, told = _absent(parts, there)
         gone = ~(there | absent)
@@ -147,11 +169,16 @@ class Tree:
         files = [_called(several, name) for several, name in zip(found, named, strict=True)]
         texts = {"patient": patient, "study": study, "view": view, "split": split}
         scans = table_of(
-            [as_text(file.relative_to(self.root).as_posix()) for file in files] if ids is None else named,
-            [as_text(str(file.absolute())) for file in files],
+            [as_text(file.as_posix()) for file in files] if ids is None else named,
+            [as_text(str(top / file)) for file in files],
             {finding: cells.filter(there) for finding, cells in labels.items()},
             **{column: cells.filter(there) for column, cells in (texts | metadata).items() if cells is not None},
         )
+        if len(refused) > MISSING * (len(found) + len(refused)):
+            told.append(
+                f"{len(refused)} of {len(found) + len(refused)} images are not there: is a part of the download "
+                "missing? fetch it, or go on without it: --max-rejected"
+            )
         told += self._twice([several for several in found if len(several) > 1])
         if spare := len(images) - len(found):
             told.append(f"{spare} images without a label, or of rows left out, are not taken")
@@ -188,8 +215,36 @@ def _called(files: Sequence[Path], name: str) -> Path:
 def listed(cells: pl.Series, findings: Sequence[str], separator: str = "|") -> dict[str, pl.Series]:
     """Return 1 or 0 by finding, for cells that list the findings of a scan; a null cell is null for all of them.
 
+    Cells are text with a separator, or lists as `python_lists` returns them.
+
     >>> listed(pl.Series(["Mass|Edema", "No Finding"]), ["Edema"])["Edema"].to_list()
     [1.0, 0.0]
     """
-    lists = cells.str.split(separator).list.eval(pl.element().str.strip_chars())
+    text = cells.dtype != pl.List
+    lists = cells.str.split(separator).list.eval(pl.element().str.strip_chars()) if text else cells
     return {finding: lists.list.contains(finding).cast(pl.Float64).alias(finding) for finding in findings}
+
+
+def python_lists(cells: pl.Series, path: Path) -> pl.Series:
+    """Return cells that hold the text of a Python list of texts as lists, null where they say that nothing is known.
+
+    Nothing of them is run. Lists may be broken over lines, also within a text, and those that NumPy has written lack
+    their commas. Raises `DataError` naming the first row that is none.
+
+    >>> python_lists(pl.Series(["['Mass', 'Edema']", "['Mass' 'Edema']", "nan"]), Path("a.csv")).to_list()
+    [['Mass', 'Edema'], ['Mass', 'Edema'], None]
+    """
+    read = {text: _python_list(" ".join(text.split())) for text in cells.unique()}  # most rows say what others do
+    lists = pl.Series(cells.name, [read[text] for text in cells], pl.List(pl.String))
+    blank = cells.str.to_lowercase().is_in(UNKNOWN)
+    check_rows(blank | lists.is_not_null(), "this is no list of texts, such as ['Mass']", path, cells.name)
+    return lists
+
+
+def _python_list(text: str) -> list[str] | None:
+    try:
+        value = ast.literal_eval(NO_COMMA.sub("', '", text))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    good = isinstance(value, list) and all(isinstance(part, str) for part in value)
+    return [part.strip() for part in value] if good else None

@@ -17,7 +17,7 @@ import polars as pl
 from damcli.data.labels import choose, uncertain
 from damcli.data.sources import Source, check_rows, need, parse_labels, read_csv
 from damcli.data.sources.consensus import Consensus, Rule, combine
-from damcli.data.sources.tree import Tree
+from damcli.data.sources.tree import DICOM_FIRST, Tree
 
 NOTHING = "No finding"
 # The findings of the challenge by their numbers there; 14 is `NOTHING`.
@@ -26,8 +26,6 @@ CHALLENGE = (
     "Lung Opacity", "Nodule/Mass", "Other lesion", "Pleural effusion", "Pleural thickening", "Pneumothorax",
     "Pulmonary fibrosis", NOTHING,
 )  # fmt: skip
-# DICOM comes before what was made of it, whose window nobody knows.
-SUFFIXES = (".dicom", ".dcm", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 # Of one finding, what the table of test calls it, and that of train.
 RENAMED = {"Other disease": "Other diseases"}
 # Tables with a row per reading, and with a row per box; which of them go together.
@@ -42,7 +40,7 @@ def read(path: Path, findings: Sequence[str] | None = None, readers_rule: Rule =
     row per reading come before those of boxes. Images of train have no split yet, those of test, where it is labelled,
     are test; no patient is known. Raises `DataError` where there is no table, or one that is broken.
     """
-    tree = Tree(path, SUFFIXES)
+    tree = Tree(path, DICOM_FIRST)
     by_reading = tree.table(*READINGS) is not None
     train_names, test_names = (READINGS[:1], READINGS[1:]) if by_reading else (BOXES[::2], BOXES[1:2])
     files = {"train": tree.table(*train_names), "test": tree.table(*test_names)}
@@ -71,7 +69,7 @@ def read(path: Path, findings: Sequence[str] | None = None, readers_rule: Rule =
     scans = pl.concat(parts)
     labels = {finding: scans[finding] for finding in wanted}
     frontal = pl.Series(["frontal"] * len(scans))
-    return tree.source("vindr-cxr", scans["scan"], labels, view=frontal, split=scans["split"], notes=notes)
+    return tree.source("vindr-cxr", scans["scan"], labels, view=frontal, split=scans["split"], notes=notes, size=320)
 
 
 def _read(file: Path) -> tuple[pl.DataFrame, list[str]]:

@@ -6,22 +6,18 @@ FORMATS section 11.2. `breast-level_annotations.csv` has a row per image, with t
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
 from damcli.data.labels import choose
-from damcli.data.sources import Source, blank_to_null, check_rows, need, read_csv
-from damcli.data.sources.tree import Tree
-from damcli.errors import DataError
+from damcli.data.sources import Source, blank_to_null, check_rows, check_same, need, read_csv
+from damcli.data.sources.tree import DICOM_FIRST, Tree, listed, python_lists
 
 BREASTS, BOXES = "breast-level_annotations.csv", "finding_annotations.csv"
 SUSPICIOUS = "suspicious"
 COLUMNS = ("study_id", "image_id", "laterality", "view_position", "breast_birads", "breast_density", "split")
-# DICOM comes before what was made of it, whose window nobody knows.
-SUFFIXES = (".dicom", ".dcm", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 SPLITS = {"training": None, "test": "test"}
 
 
@@ -34,7 +30,7 @@ def read(path: Path, findings: Sequence[str] | None = None) -> Source:
     Images of an exam are of one patient; those of training have no split yet. Density and side are kept. Raises
     `DataError` where a table is missing or broken, and where the images of a breast are assessed differently.
     """
-    tree = Tree(path, SUFFIXES)
+    tree = Tree(path, DICOM_FIRST)
     file = tree.need(BREASTS)
     table = read_csv(file)
     need(table, COLUMNS, file)
@@ -50,9 +46,9 @@ def read(path: Path, findings: Sequence[str] | None = None) -> Source:
         file,
         "breast_birads",
     )
-    graded = pl.DataFrame([breast, table["breast_birads"]])
-    alike = graded.select(pl.col("breast_birads") == pl.col("breast_birads").first().over("breast")).to_series()
-    check_rows(alike, "another image of this breast is assessed differently", file, "breast_birads")
+    check_same(
+        table["breast_birads"], breast, "another image of this breast is assessed differently", file, "breast_birads"
+    )
 
     labels = {SUSPICIOUS: (grade >= 4).cast(pl.Float64)}
     notes = [
@@ -85,25 +81,9 @@ def _categories(file: Path, images: pl.Series) -> dict[str, pl.Series]:
     """Return a label of every image for each category that the boxes have, in alphabetical order."""
     table = read_csv(file)
     need(table, ["image_id", "finding_categories"], file)
-    lists = [_parsed(cell, row, file) for row, cell in enumerate(table["finding_categories"], 1)]
-    listed = table.select("image_id", pl.Series("category", lists, pl.List(pl.String)))
-    of_image = listed.explode("category").group_by("image_id").agg("category")
-    known = images.to_frame("image_id").join(of_image, on="image_id", how="left", maintain_order="left")["category"]
-    return {
-        category: known.list.contains(category).cast(pl.Float64)
-        for category in sorted({category for cells in lists for category in cells})
-    }
-
-
-def _parsed(cell: str, row: int, file: Path) -> list[str]:
-    """Read the text of a Python list of names."""
-    try:
-        names = ast.literal_eval(cell)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        names = None
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise DataError(
-            "this is no list of findings such as ['Mass']",
-            where=f"{file}, row {row} below the header, column 'finding_categories'",
-        )
-    return [name.strip() for name in names]
+    lists = python_lists(table["finding_categories"], file)
+    named = (lists.list.len() > 0) & ~lists.list.contains("")
+    check_rows(named, "the list names no finding, such as ['Mass']", file, "finding_categories")
+    of_image = table.select("image_id", lists).explode(lists.name).group_by("image_id").agg(lists.name)
+    known = images.to_frame("image_id").join(of_image, on="image_id", how="left", maintain_order="left")[lists.name]
+    return listed(known, sorted(set(lists.explode())))
