@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +36,7 @@ from damcli.report.plots import RocLine
 if TYPE_CHECKING:
     from damcli.report.page import GalleryItem
 
+# Files of version 2 may lack `subject.networks` and `truth.ids_sha256`, which came later.
 SCHEMA_VERSION = 2
 LEVEL = 0.95
 FEW = 10  # of a class
@@ -88,6 +91,12 @@ class Judgement:
     def defined(self) -> int:
         """How many findings have an AUROC."""
         return sum(not auroc.why for auroc in self.aurocs.values())
+
+    @cached_property
+    def ids_sha256(self) -> str:
+        """A hash of the rows' names, whatever their order: it tells the same scans again and does not say which."""
+        names = "\n".join(sorted(self.evaluation.truth.ids))
+        return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
     @property
     def notes(self) -> list[str]:
@@ -178,8 +187,17 @@ class Judgement:
             "schema_version": SCHEMA_VERSION,
             "damcli": __version__,
             "created": self.created,
-            "subject": {"kind": evaluation.kind, "path": str(evaluation.subject)},
-            "truth": {"path": str(truth.path), "split": truth.split, "fingerprint": truth.fingerprint},
+            "subject": {
+                "kind": evaluation.kind,
+                "path": str(evaluation.subject),
+                "networks": self.sections.get("networks"),
+            },
+            "truth": {
+                "path": str(truth.path),
+                "split": truth.split,
+                "fingerprint": truth.fingerprint,
+                "ids_sha256": self.ids_sha256,
+            },
             "selection": {"used": evaluation.selection.used, "note": evaluation.selection.note},
             "unit": {"by": evaluation.unit.by, "reduce": evaluation.unit.reduce, "rule": evaluation.unit.rule},
             "scans": evaluation.scan_count,

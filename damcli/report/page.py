@@ -15,10 +15,12 @@ from damcli.report.drawings import Curves
 from damcli.report.evaluation import Unit
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from markupsafe import Markup
 
 # The colours of `plots.COLOURS` on a dark ground; the last, black, is the colour of text.
 DARK_COLOURS = ("#4BA3E3", "#F0834A", "#2DBE93", "#DE9CC0", "#8CCBF2", "#EDB13C", "#E8EBEF")
+COLOURS = list(zip(plots.COLOURS[:-1], DARK_COLOURS[:-1], strict=True))
 FEW = 6  # findings up to which long tables are unfolded
 
 
@@ -60,24 +62,6 @@ def write(path: Path, document: Mapping[str, Any], curves: Mapping[str, Curves],
 
 def text(document: Mapping[str, Any], curves: Mapping[str, Curves], extras: Extras) -> str:
     """Return the page that `write` writes."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "three": tables.three,
-        "signed": tables.difference,
-        "whole": lambda number: f"{number:,}",
-        "brief": lambda number: f"{number:.4g}",
-        "percent": lambda share: f"{100 * share:.3g} %",
-        "p": tables.p_value,
-        "data": lambda picture: f"data:image/png;base64,{base64.b64encode(picture).decode()}",
-    }
     findings, subgroups = document["findings"], document["subgroups"]
     compared = (document["comparison"] or {}).get("findings", {})
     context = {
@@ -101,9 +85,32 @@ def text(document: Mapping[str, Any], curves: Mapping[str, Curves], extras: Extr
         "gallery": _gallery(extras.gallery),
         "caveats": caveats.of(document, _leaks(extras.concerns), bool(extras.gallery)),
         "few": len(findings) <= FEW,
-        "colours": list(zip(plots.COLOURS[:-1], DARK_COLOURS[:-1], strict=True)),
+        "colours": COLOURS,
     }
-    return environment.get_template("page.html").render(context)
+    return environment().get_template("page.html").render(context)
+
+
+def environment() -> Environment:
+    """Return what renders a page: nothing is taken for markup, and nothing that is missing stays silent."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "three": tables.three,
+        "signed": tables.difference,
+        "whole": lambda number: f"{number:,}",
+        "brief": lambda number: f"{number:.4g}",
+        "percent": lambda share: f"{100 * share:.3g} %",
+        "p": tables.p_value,
+        "data": lambda picture: f"data:image/png;base64,{base64.b64encode(picture).decode()}",
+    }
+    return environment
 
 
 class Drawer:

@@ -19,6 +19,7 @@ from damcli.cli import main
 from damcli.commands.evaluate import evaluate
 from damcli.data.scores import ScanTable
 from damcli.data.store import Dataset
+from damcli.training.checkpoint import weights_sha256
 
 FINDINGS = ["Edema", "Fracture"]
 
@@ -156,7 +157,8 @@ def test_a_run_is_scored_into_its_own_folder(run: Path, toy: Path, capsys: pytes
     shutil.copytree(run, "ce")
     damcli("ce", toy, "--json", "--device", "cpu")
     document = json.loads(capsys.readouterr().out)
-    assert document["subject"] == {"kind": "run", "path": "ce"}
+    networks = [weights_sha256(Path("ce"))]
+    assert document["subject"] == {"kind": "run", "path": "ce", "networks": networks}
     assert document["selection"] == {
         "used": False,
         "note": "the run was neither trained nor selected on these scans",

@@ -10,10 +10,11 @@ import typer
 
 from damcli import console, files, project
 from damcli.commands import options, views
-from damcli.commands.evaluate import asked, judging, saving, subjects
+from damcli.commands.evaluate import asked, judging, merging, saving, subjects
 from damcli.commands.evaluate.judging import judge
 from damcli.commands.evaluate.showing import show
 from damcli.commands.evaluate.subjects import evaluate
+from damcli.errors import UsageError
 
 __all__ = ["command", "evaluate", "judge", "show"]
 
@@ -48,6 +49,7 @@ def _default_folder(kind: str, subject: Path, on: Path, split: str, tta: int | N
 
 
 def command(
+    context: typer.Context,
     subject: Annotated[
         Path | None, typer.Argument(metavar="RUN|MODEL|SCORES", help="Default: the newest run under runs/.")
     ] = None,
@@ -55,6 +57,7 @@ def command(
         Path | None,
         typer.Argument(metavar="DATASET|LABELS", help="Default: the run's dataset, else the newest under data/."),
     ] = None,
+    more: Annotated[list[Path] | None, typer.Argument(metavar="SITE", hidden=True, show_default=False)] = None,
     split: Annotated[str | None, typer.Option("--split", help="Of the dataset; of a run also tune.")] = None,
     by: Annotated[str | None, typer.Option("--by", help="scan (default), study or patient.")] = None,
     reduce: Annotated[str | None, typer.Option("--reduce", help="mean, max or first; or max,Edema=mean.")] = None,
@@ -81,6 +84,9 @@ def command(
     drift: Annotated[
         Path | None, typer.Option("--drift", metavar="SCANS", help="Are these like those trained on? No labels.")
     ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Pool the AUROCs of sites: A/metrics.json B/metrics.json …")
+    ] = False,
     gallery: Annotated[bool, typer.Option("--gallery", help="Scans and heat maps in the report.")] = False,
     require: Annotated[
         list[str] | None, typer.Option("--require", metavar="GATE", help="auroc>=0.85; else exit code 6.")
@@ -118,6 +124,12 @@ def command(
         gallery=gallery,
         require=require or (),
     )
+    if merge:
+        merging.check(context)
+        return merging.command([path for path in (subject, on, *(more or ())) if path], wanted, output)
+    if more:
+        fix = "name a run, a model or scores, then a dataset or labels; --merge takes the metrics.json of many sites"
+        raise UsageError("one thing is evaluated on one other, and this is a third", where=more[0], fix=fix)
     if drift is not None:
         from damcli.commands.evaluate import drifting
 
@@ -144,4 +156,4 @@ def command(
     onwards = dict.fromkeys(("run", "folds"), f"damcli export {subject}" + (f" --tta {tta}" if tta else ""))
     then = {**onwards, "model": f"damcli predict SCANS --model {subject}"}
     console.next_step(then.get(kind, "damcli info runs"))
-    judging.stop_at_gates(judgement, wanted)
+    judging.stop_at_gates(judgement.document(), wanted, judgement.evaluation.title)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from damcli import console
-from damcli.commands.evaluate import deciding, further, gallery, reducing, subjects
+from damcli.commands.evaluate import deciding, further, gallery, reducing, saving, subjects
 from damcli.commands.evaluate.asked import Asked
 from damcli.errors import GateError, UsageError
 
@@ -61,6 +61,7 @@ def judge(
     as_output = reducing.at(replace(scored, scores=scored.scores.astype("float32")), asked)
     calibration, reliability, said = further.calibration(evaluation, ways, method, decided)
     parts: dict[str, Any] = {
+        "networks": saving.networks(kind, subject),
         "operating": decided and further.operating(as_output, method, asked, decided.decisions),
         "calibration": calibration,
         "comparison": other and comparison.section(evaluation, reducing.at(other, asked), method),
@@ -88,20 +89,19 @@ def judge(
     return replace(judgement, sections={**judgement.sections, "gates": gates})
 
 
-def stop_at_gates(judgement: Judgement, asked: Asked) -> None:
-    """Raise `GateError` where a condition of `--require` is not met, `UsageError` where it is of no figure."""
+def stop_at_gates(document: Mapping[str, Any], asked: Asked, where: str) -> None:
+    """Raise `GateError` where a condition of `--require` is not met, `UsageError` where it is of no figure.
+
+    `document` is the content of `metrics.json` or `merged.json`, with the `gates` in it.
+    """
     from damcli.report import gates
 
-    document = judgement.document()
     for gate in asked.gates:
         gate.value(document)
-    results = judgement.sections.get("gates", [])
+    results = document["gates"]
     missed = gates.failed(results)
     if missed:
-        raise GateError(
-            f"{len(missed)} of {len(results)} conditions are not met: {'; '.join(missed)}",
-            where=judgement.evaluation.title,
-        )
+        raise GateError(f"{len(missed)} of {len(results)} conditions are not met: {'; '.join(missed)}", where=where)
 
 
 def _calibrated(scored: Evaluation, calibration: Mapping[str, Calibration]) -> Evaluation:

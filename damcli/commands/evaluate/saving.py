@@ -38,6 +38,22 @@ def save(judgement: Judgement, folder: Path) -> list[str]:
     return ["metrics.csv", "metrics.json", "report.html", "roc.png", name]
 
 
+def networks(kind: str, path: Path) -> list[str] | None:
+    """Return the SHA-256 of the weights that scored: of a run, or of a model's or folds' members; None if unknown."""
+    if kind == "model":
+        from damcli.bundle import runtime
+
+        return [member.weights_sha256 for member in runtime.read_info(path).members]
+    if kind == "scores":
+        return None
+    from damcli.training import checkpoint
+
+    runs = _runs(path) if kind == "folds" else [path]
+    if not all((run / "checkpoints").is_dir() for run in runs):
+        return None
+    return [checkpoint.weights_sha256(run) for run in runs]
+
+
 def _extras(judgement: Judgement) -> Extras:
     from damcli.report.page import Extras
 
@@ -89,14 +105,20 @@ def _run(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _folds(path: Path) -> Iterator[tuple[str, str]]:
-    from damcli.training import checkpoint, group
+    from damcli.training import checkpoint
 
     yield "folds", str(path)
-    found = group.read(path)
-    for run in (found.run(member) for member in found.group.members if not member.helper):
+    for run in _runs(path):
         # The scores out of fold may have outlived a run that was removed.
         weights = f"SHA-256 {checkpoint.weights_sha256(run)}" if (run / "checkpoints").is_dir() else "no longer there"
         yield f"weights of {run.name}", weights
+
+
+def _runs(path: Path) -> list[Path]:
+    from damcli.training import group
+
+    found = group.read(path)
+    return [found.run(member) for member in found.group.members if not member.helper]
 
 
 def _model(path: Path) -> Iterator[tuple[str, str]]:
