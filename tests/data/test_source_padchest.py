@@ -97,6 +97,10 @@ def test_scans_with_labels_and_metadata(tmp_path: Path) -> None:
     assert noted(source, "the labels of 1 scans are a network's")
 
 
+def test_ids_of_absurd_length_are_ids(tmp_path: Path) -> None:
+    assert read(tmp_path, row("a", PatientID="7" * 5000)).scans["patient"].to_list() == ["7" * 5000]
+
+
 def test_who_labelled_a_scan_is_kept_and_no_input_of_a_network_by_accident(tmp_path: Path) -> None:
     scans = read(tmp_path, *(row(f"{n}", MethodLabel="RNN_model" if n % 3 else "Physician") for n in range(30))).scans
     told = metadata.leaks(scans.with_columns(split=pl.lit("train")), ["label_method", "sex", "machine"], [])

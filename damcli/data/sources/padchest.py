@@ -96,7 +96,7 @@ def read(path: Path, findings: Sequence[str] | None = None, views: Literal["fron
 def _rounded(ids: pl.Series) -> pl.Series:
     """Return which ids a program has rounded or clipped, also where it wrote all digits out."""
     long = [text for text in ids.unique() if len(text) >= FLOAT_DIGITS and text.isdecimal()]
-    floats = [text for text in long if int(text) % FLOAT_STEP == 0]
+    floats = [text for text in long if int(text[-40:]) % FLOAT_STEP == 0]  # which 10**40 is a multiple of
     return ids.str.contains(ROUNDED) | ids.is_in(floats) | ids.is_in(CLIPPED)
 
 

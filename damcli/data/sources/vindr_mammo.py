@@ -2,6 +2,7 @@
 
 FORMATS section 11.2. `breast-level_annotations.csv` has a row per image, with the assessment of its breast;
 `finding_annotations.csv` has a row per box, or one of "No Finding" for an image without a box.
+Raw images (FOR PROCESSING), which the owner's viewer skips, are taken: `prepare` remarks and counts them.
 """
 
 from __future__ import annotations
