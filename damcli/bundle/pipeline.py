@@ -41,72 +41,33 @@ class Scored(NamedTuple):
     rows: list[Row]
 
 
-class Pipeline:
-    """A model at work: `streams` threads on each of its devices, `workers` processes that decode.
+class Scorer:
+    """A model that scores lots as they were decoded, on each of its devices in as many threads as there are `streams`.
 
-    `batch` inputs are taken at a time. Where that many images do not fit into memory they are scored in pieces from
-    then on: `most` is how many at a time. `metadata` holds, by a scan's name, its row (width,) of
-    `model.info.encoding`; of a scan without one all is missing. `whose` is asked for the ids of every scan that was
-    decoded, `draw` is given every scan that was scored, from any thread, before its row is yielded.
+    Where `batch` scans do not fit into memory they are scored in pieces from then on: `most` is how many at a time.
+    `whose` is asked for the ids of every scan, `draw` is given every one that was scored, from any thread.
     """
 
     def __init__(
-        self,
-        model: Model,
-        *,
-        workers: int,
-        batch: int,
-        streams: int = 1,
-        metadata: Mapping[str, NDArray[np.float32]] | None = None,
-        whose: Whose | None = None,
-        draw: Draw | None = None,
+        self, model: Model, batch: int, streams: int = 1, whose: Whose | None = None, draw: Draw | None = None
     ) -> None:
-        self.model, self.workers, self.batch = model, workers, batch
-        self.metadata, self.whose, self.draw = metadata, whose, draw
-        self.most = batch
+        self.model, self.most, self.whose, self.draw = model, batch, whose, draw
         self.threads = model.devices * streams
         self.free: SimpleQueue[int] = SimpleQueue()
         for _ in range(streams):
             for device in range(model.devices):
                 self.free.put(device)
 
-    def rows(self, inputs: Iterable[Input]) -> Iterator[Scored]:
-        """Yield the lots in order, each with a row for every input.
+    def score(self, inputs: list[Input], lot: Lot, metadata: Mapping[str, NDArray[np.float32]] | None = None) -> Scored:
+        """Return a row for every input of a lot, and release it. From any thread.
 
-        Raises `MachineError` where not even one scan fits into memory, or processes cannot start.
+        `metadata` holds, by a scan's name, its row (width,) of `model.info.encoding`; of a scan without one all is
+        missing. Raises `MachineError` where not even one scan fits into memory.
         """
-        taken: deque[Input] = deque()
-
-        def places() -> Iterator[Place | Refused]:
-            for one in inputs:
-                # What the decoder needs of a compressed archive is let go by it; held here, it would fill the memory.
-                taken.append(one._replace(place=one.place._replace(content=None)))
-                yield one.source
-
-        # One lot waits for each thread, so that none is idle while the next ones are decoded.
-        waiting = 2 * self.threads
-        pending: deque[Future[Scored]] = deque()
-        lots = batches(
-            places(), self.model.info.contract, self.workers, self.batch, ids=self.whose is not None, ahead=waiting + 2
-        )
-        with closing(lots), ThreadPoolExecutor(self.threads) as pool:
-            try:
-                for lot in lots:
-                    pending.append(pool.submit(self._score, [taken.popleft() for _ in lot.scans], lot))
-                    # What is done is handed on, so that it is on the disk should the next lots take their time.
-                    while pending and (len(pending) > waiting or pending[0].done()):
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            finally:
-                for future in pending:
-                    future.cancel()
-
-    def _score(self, inputs: list[Input], lot: Lot) -> Scored:
         decoded = [one for one, scan in zip(inputs, lot.scans, strict=True) if scan.status == "ok"]
         device = self.free.get()
         try:
-            found = iter(self._outputs(lot.images, self._metadata(decoded), device))
+            found = iter(self._outputs(lot.images, self._metadata(decoded, metadata), device))
         finally:
             self.free.put(device)
         images = iter(lot.images)
@@ -134,12 +95,14 @@ class Pipeline:
             self.draw(one, pixels, cams)
         return row._replace(error="", scores=scores, remark=row.error)
 
-    def _metadata(self, decoded: Sequence[Input]) -> NDArray[np.float32] | None:
+    def _metadata(
+        self, decoded: Sequence[Input], metadata: Mapping[str, NDArray[np.float32]] | None
+    ) -> NDArray[np.float32] | None:
         encoding = self.model.info.encoding
-        if encoding is None or self.metadata is None:
+        if encoding is None or metadata is None:
             return None
         nothing = encoding.nothing
-        rows = [self.metadata.get(one.name, nothing) for one in decoded]
+        rows = [metadata.get(one.name, nothing) for one in decoded]
         return np.array(rows, np.float32).reshape(len(rows), encoding.width)
 
     def _outputs(
@@ -168,6 +131,75 @@ class Pipeline:
             for output in pieces
             for row, scores in enumerate(output.scores)
         ]
+
+
+class Pipeline:
+    """A model at work: `streams` threads on each of its devices, `workers` processes that decode.
+
+    `batch` inputs are taken at a time. Where that many images do not fit into memory they are scored in pieces from
+    then on: `most` is how many at a time. `metadata` holds, by a scan's name, its row (width,) of
+    `model.info.encoding`; of a scan without one all is missing. `whose` is asked for the ids of every scan that was
+    decoded, `draw` is given every scan that was scored, from any thread, before its row is yielded.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        workers: int,
+        batch: int,
+        streams: int = 1,
+        metadata: Mapping[str, NDArray[np.float32]] | None = None,
+        whose: Whose | None = None,
+        draw: Draw | None = None,
+    ) -> None:
+        self.scorer = Scorer(model, batch, streams, whose, draw)
+        self.workers, self.batch, self.metadata = workers, batch, metadata
+        self.threads = self.scorer.threads
+
+    @property
+    def most(self) -> int:
+        """How many scans are scored at a time: fewer than `batch` where those did not fit into memory."""
+        return self.scorer.most
+
+    def rows(self, inputs: Iterable[Input]) -> Iterator[Scored]:
+        """Yield the lots in order, each with a row for every input.
+
+        Raises `MachineError` where not even one scan fits into memory, or processes cannot start.
+        """
+        taken: deque[Input] = deque()
+
+        def places() -> Iterator[Place | Refused]:
+            for one in inputs:
+                # What the decoder needs of a compressed archive is let go by it; held here, it would fill the memory.
+                taken.append(one._replace(place=one.place._replace(content=None)))
+                yield one.source
+
+        # One lot waits for each thread, so that none is idle while the next ones are decoded.
+        waiting = 2 * self.threads
+        pending: deque[Future[Scored]] = deque()
+        lots = batches(
+            places(),
+            self.scorer.model.info.contract,
+            self.workers,
+            self.batch,
+            ids=self.scorer.whose is not None,
+            ahead=waiting + 2,
+        )
+        with closing(lots), ThreadPoolExecutor(self.threads) as pool:
+            try:
+                for lot in lots:
+                    pending.append(
+                        pool.submit(self.scorer.score, [taken.popleft() for _ in lot.scans], lot, self.metadata)
+                    )
+                    # What is done is handed on, so that it is on the disk should the next lots take their time.
+                    while pending and (len(pending) > waiting or pending[0].done()):
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
 
 
 def _doubt(name: str, reason: str) -> str:
