@@ -23,6 +23,8 @@ from damcli.errors import MachineError
 # A group's scans, and their bytes once decoded: enough to be worth a task, little enough to wait for and to hold.
 SCANS, BYTES = 64, 2**24
 SECONDS = 60.0
+# Bytes of files that were fetched and wait for the decoder: once there are so many, no more are taken.
+CONTENT_BYTES = 2**26
 UNREADABLE = "the file cannot be read"
 
 
@@ -94,6 +96,7 @@ class _Decoder:
         self.free = list(range(max(2, group_size(contract) // 2)))
         self.ring = Ring(len(self.free), contract.shape)
         self.out: dict[int, int] = {}  # the slot of a scan that is in work, by its number
+        self.content: dict[int, int] = {}  # the bytes that it was fetched with
         self.tasks: Tasks = queue.SimpleQueue()
         self.done: Done = queue.SimpleQueue()
         self.feeder = Feeder(contract, self.tasks, self.done, seconds, self.ring.descriptor, ids)
@@ -105,10 +108,12 @@ class _Decoder:
             if isinstance(source, Refused):
                 found[number] = Decoded(number, None, "failed", source.reason)
                 continue
-            while not self.free:
-                found |= self._received()
             self.out[number] = self.free.pop()
+            self.content[number] = len(source.content or b"")
             self.tasks.put(Task(number, self.out[number], source))
+            # Before the next one is taken, since it comes with its bytes.
+            while not self.free or sum(self.content.values()) >= CONTENT_BYTES:
+                found |= self._received()
         while self.out:
             found |= self._received()
         return [found[number] for number in sorted(found)]
@@ -124,6 +129,7 @@ class _Decoder:
         found = {}
         for number, result in results.items():
             slot = self.out.pop(number)
+            del self.content[number]
             pixels = self.ring.images[slot].copy() if result.status == "ok" else None
             found[number] = Decoded(number, pixels, *result[1:])
             self.free.append(slot)

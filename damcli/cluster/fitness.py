@@ -27,7 +27,7 @@ def nodes() -> tuple[Node, ...]:
     """Return the nodes of the cluster we are connected to that are alive, the head first where it is told."""
     import ray
 
-    alive = [node for node in ray.nodes() if node["Alive"]]
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     addresses = [node["NodeManagerAddress"] for node in alive]
     return tuple(
         Node(

@@ -16,7 +16,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from damcli.errors import MachineError
 
@@ -126,8 +128,7 @@ def _folder() -> Iterator[Path]:
 
 def _serve(workers: int) -> None:
     """Start Ray, write its address to stdout, and stop it when stdin ends: when whoever started us does."""
-    import ray
-
+    ray: Any = import_module("ray")
     with _folder() as folder:
         try:
             context = ray.init(

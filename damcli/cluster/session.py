@@ -6,7 +6,6 @@ import atexit
 import logging
 import os
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from damcli import __version__
-from damcli.cluster import fitness, local, watch
+from damcli.cluster import fitness, local
 from damcli.cluster.fitness import Node
 from damcli.cluster.troubles import causes, ray_errors
 from damcli.cluster.watch import Address, Watch, parsed, silence
@@ -68,13 +67,13 @@ def session(address: str | None, sees: Sequence[Path] = (), workers: int | None 
         stack.enter_context(local.environment(**PRIVATE))
         if find_spec("ray") is None:
             raise MachineError("work on a cluster needs Ray", fix="pip install 'damcli[ray]'")
-        watcher = Watch()
-        stack.enter_context(watcher.to_the_end())
+        watch = Watch()
+        stack.enter_context(watch.to_the_end())
         where = stack.enter_context(local.started(workers or cores())) if address == "local" else _found(address)
         ray = _silent_ray()
-        stack.callback(_leave, ray, watcher)
+        stack.callback(_leave, ray, watch)
         _connect(ray, where)
-        stack.enter_context(watcher.over(_addresses(ray)))
+        stack.enter_context(watch.over(*_addresses(ray)))
         nodes = fitness.nodes()
         with ray_errors():
             fitness.check(nodes, sees)
@@ -122,8 +121,7 @@ def _found(address: str) -> str:
 def _connect(ray: Any, address: str) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        with _hushed():
-            ray.init(address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, AssertionError, ray.exceptions.RayError) as error:
         *_, first = causes(error)
         raise MachineError(
@@ -140,36 +138,18 @@ def _connect(ray: Any, address: str) -> None:
         signal.signal(signal.SIGTERM, handler)
 
 
-@contextmanager
-def _hushed() -> Iterator[None]:
-    """Keep what the compiled half of Ray writes to stderr, while it tries to connect, and later, to its log files."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        with local.environment(RAY_BACKEND_LOG_LEVEL="fatal"):
-            yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def _addresses(ray: Any) -> dict[str, tuple[Address, float]]:
-    """Return where the head and Ray's process on this machine listen, and how long each may be silent."""
+def _addresses(ray: Any) -> tuple[Address, Address]:
+    """Return where the head and Ray's process on this machine listen."""
     context = ray.get_runtime_context()
     head = parsed(context.gcs_address)
     (here,) = (node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
     assert head, "Ray gives the address as HOST:PORT"
-    return {
-        "its head": (head, watch.PATIENCE_HEAD),
-        "Ray on this machine": ((here["NodeManagerAddress"], here["NodeManagerPort"]), watch.PATIENCE_HERE),
-    }
+    return head, (here["NodeManagerAddress"], here["NodeManagerPort"])
 
 
-def _leave(ray: Any, watcher: Watch) -> None:
+def _leave(ray: Any, watch: Watch) -> None:
     """Disconnect, unless there is nobody left to disconnect from: Ray would wait for them."""
-    if watcher.lost is None:
+    if watch.lost is None:
         ray.shutdown()
     else:
         atexit.unregister(ray.shutdown)

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import signal
+import select
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from types import FrameType
-from typing import NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from damcli.errors import MachineError
 
 Address = tuple[str, int]
 
-# Seconds that the head may be silent, as it can be restarted meanwhile. Ray ends this process after sixty.
-PATIENCE_HEAD = 30.0
-# The same for Ray's process on this machine, whose end Ray outlives by some ten.
-PATIENCE_HERE = 4.0
-# How long this program has to end in good order, which Ray may prevent: not all its waiting can be interrupted.
-GRACE = 7.0
+# Seconds that the head may be silent, as it can be restarted meanwhile (Ray itself ends us after sixty), or Ray's
+# process on this machine, where it hangs.
+PATIENCE = 30.0
 
 
 def parsed(text: str) -> Address | None:
@@ -54,76 +48,68 @@ def silence(address: Address, seconds: float = 10.0) -> str | None:
     return None if len(head) == 9 and head[3] == 4 else "what answers there is not Ray"
 
 
-class _Gone(BaseException):
-    """Ends whatever the main thread does; no `except Exception` of Ray stops it."""
+@contextmanager
+def watched(head: Address, here: Address) -> Iterator[None]:
+    """End this process, with an error and its exit code, should the head or Ray's process on this machine be lost.
 
-
-class Watch:
-    """Looks, from a thread of its own, whether Ray processes are still there.
-
-    If one is gone, whatever the main thread does is broken off, and `lost` is the error to raise. Then this process has
-    `GRACE` seconds to end: Ray cannot be interrupted everywhere, nor unloaded without its cluster, and would itself end
-    us later, with another exit code. To be made before Ray is imported, so as to have the last word.
+    At once, wherever it is: Ray cannot be interrupted everywhere, nor unloaded without its cluster, and would end us
+    later without a word. What is written is written so that a kill does it no harm.
     """
-
-    def __init__(self) -> None:
-        self.lost: MachineError | None = None
-        self._told = False
-        self._stopped = threading.Event()
-
-    @contextmanager
-    def over(self, addresses: Mapping[str, tuple[Address, float]]) -> Iterator[None]:
-        """Watch over processes, by what they are: their address, and how many seconds they may be silent."""
-        handler = signal.signal(signal.SIGURG, _break_off)
-        thread = threading.Thread(target=self._look, args=(addresses,), name="watch over Ray", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._stopped.set()
-            signal.signal(signal.SIGURG, handler)
-            if self.lost is not None:
-                self._told = True
-                raise self.lost from None
-            thread.join()
-
-    @contextmanager
-    def to_the_end(self) -> Iterator[None]:
-        """Let this process, where the cluster is lost, end before Ray is unloaded."""
-        atexit.register(self._end)
+    bell, stop = socket.socketpair()
+    thread = threading.Thread(target=_look, args=(head, here, bell), name="watch over Ray", daemon=True)
+    thread.start()
+    try:
         yield
-        if self.lost is None:
-            atexit.unregister(self._end)
-
-    def _look(self, addresses: Mapping[str, tuple[Address, float]]) -> None:
-        seen = dict.fromkeys(addresses, time.monotonic())
-        while self.lost is None and not self._stopped.wait(1):
-            for what, (address, patience) in addresses.items():
-                trouble = silence(address, patience / 2)
-                now = time.monotonic()
-                if trouble is None:
-                    seen[what] = now
-                elif now - seen[what] > patience and self.lost is None:
-                    self.lost = MachineError(
-                        f"the Ray cluster went away: {what} is gone ({trouble})",
-                        where=f"{address[0]}:{address[1]}",
-                        fix="see to the cluster, then run the same command again",
-                    )
-        if self.lost is not None:
-            if not self._stopped.is_set():
-                # A signal that nothing else uses: Ctrl-C may be ignored, as under nohup.
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)
-            time.sleep(GRACE)
-            self._end()
-
-    def _end(self) -> None:
-        if self.lost is not None:
-            if not self._told:
-                print(f"error: {self.lost}", file=sys.stderr)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(self.lost.exit_code)
+    finally:
+        stop.close()
+        thread.join()
+        bell.close()
 
 
-def _break_off(number: int, frame: FrameType | None) -> NoReturn:
-    raise _Gone
+def _look(head: Address, here: Address, bell: socket.socket) -> None:
+    seen = dict.fromkeys((head, here), time.monotonic())
+    line = _line(here)
+    while True:
+        ready = select.select([line, bell], [], [], 1)[0]
+        if bell in ready:
+            line.close()
+            return
+        if line in ready and _ended(line):
+            # Or it has had enough of a connection on which nothing happens.
+            line = _line(here)
+        for address, what in ((head, "its head does not answer"), (here, "Ray on this machine does not answer")):
+            trouble = silence(address, PATIENCE / 2)
+            if trouble is None:
+                seen[address] = time.monotonic()
+            elif time.monotonic() - seen[address] > PATIENCE:
+                _end(f"{what} ({trouble})", address)
+
+
+def _line(here: Address) -> socket.socket:
+    """Return a connection to Ray on this machine, whose end tells at once that it has ended: we have no second then."""
+    try:
+        return socket.create_connection(here, timeout=10)
+    except OSError:
+        _end("Ray on this machine is gone", here)
+        raise
+
+
+def _ended(line: socket.socket) -> bool:
+    with suppress(OSError):
+        if line.recv(2**12):
+            return False
+    line.close()
+    return True
+
+
+def _end(what: str, address: Address) -> None:
+    error = MachineError(
+        f"the Ray cluster went away: {what}",
+        where=f"{address[0]}:{address[1]}",
+        fix="see to the cluster, then run the same command again: it goes on where it was",
+    )
+    # The cursor comes back, should a progress bar have hidden it.
+    print("\x1b[?25h" * sys.stderr.isatty() + f"error: {error}", file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(error.exit_code)

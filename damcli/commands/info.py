@@ -28,6 +28,7 @@ def machine() -> Iterator[tuple[str, str]]:
     yield from _onnxruntime()
     yield "h5py", _version("h5py") or "not installed: HDF5 files cannot be read"
     yield "imagecodecs", _version("imagecodecs") or "not installed: pip install 'damcli[codecs]' reads more, and faster"
+    yield "ray", _version("ray") or "not installed: --engine ray needs pip install 'damcli[ray]'"
     yield "images besides DICOM", "PNG and TIFF of 8 and 16 bits, JPEG, PGM and PPM"
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from pydicom.data import get_testdata_files
 
 from damcli.cluster import waves
-from damcli.cluster.decoding import check_seen, decode
+from damcli.cluster.decoding import _Decoder, check_seen, decode
 from damcli.cluster.session import session
 from damcli.data import workers
 from damcli.data.archives import Place, Refused
@@ -199,6 +199,24 @@ def test_poison_costs_its_own_scan_and_what_only_nodes_do_not_see_ends_the_run(c
         assert {n: scans[n].pixels.tobytes() for n in good} == expected
         with pytest.raises(MachineError, match=rf"node {connected.nodes[0].name} .*\n.*39hidden.png"):
             list(decode(connected, paths[38:], CONTRACT))
+
+
+def test_fetched_files_that_wait_for_the_decoder_have_a_limit_of_bytes(make_pictures, monkeypatch):
+    monkeypatch.setattr("damcli.cluster.decoding.CONTENT_BYTES", 2 * 600)
+    paths, waiting = make_pictures(20), []
+    assert all(path.stat().st_size > 600 for path in paths)
+    decoder = _Decoder(CONTRACT, False, 60.0)
+
+    def fetched():
+        for path in paths:
+            waiting.append(len(decoder.out))
+            yield Place(path, content=path.read_bytes())
+
+    try:
+        assert plain(decoder.decode(fetched())) == plain(workers.decode(paths, CONTRACT, workers=0))
+    finally:
+        decoder.close()
+    assert max(waiting) == 1
 
 
 def test_a_file_that_can_be_read_nowhere_is_a_failed_scan(tmp_path):

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from damcli.bundle import build
-from damcli.bundle.build import Member
 from damcli.bundle.pipeline import Pipeline
 from damcli.bundle.runtime import Model
 from damcli.cluster import decoding
@@ -19,7 +17,6 @@ from damcli.cluster.scoring import Scoring
 from damcli.cluster.session import session
 from damcli.data import inputs, workers
 from damcli.data.images import Contract
-from damcli.deepauc.network import Classifier
 
 pytestmark = pytest.mark.distributed
 CONTRACT = Contract(size=32, channels=1)
@@ -41,16 +38,6 @@ def scans(tmp_path_factory):
         else:
             path.hardlink_to(folder / f"{(n % 6):03}.png")
     return folder
-
-
-@pytest.fixture(scope="module")
-def model_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "toy.onnx"
-    origin = {"run": "run-0", "recipe": "toy", "loss": "aucm", "seed": 0}
-    hashes = {"dataset": "d" * 64, "weights_sha256": "a" * 64}
-    member = Member(Classifier("test_resnet", 2).eval(), ["Edema", "Fracture"], CONTRACT, origin | hashes)
-    build.export([member], path, np.random.default_rng(0).integers(0, 256, (4, 32, 32), dtype=np.uint8))
-    return path
 
 
 @pytest.fixture

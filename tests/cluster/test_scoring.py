@@ -8,46 +8,23 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
-import torch
 from PIL import Image
 from pydicom.data import get_testdata_files
 
-from damcli.bundle import build, heatmaps
-from damcli.bundle.build import Member, Mixed
+from damcli.bundle import heatmaps
 from damcli.bundle.engines import OutOfMemory
 from damcli.bundle.pipeline import Pipeline
 from damcli.bundle.runtime import Model
 from damcli.cluster import waves
 from damcli.cluster.scoring import Scoring, _Opener
 from damcli.cluster.session import session
-from damcli.data import inputs, metadata
-from damcli.data.images import Contract
-from damcli.deepauc.metadata import MetadataNetwork
-from damcli.deepauc.network import Classifier
+from damcli.data import inputs
 from damcli.errors import MachineError, UsageError
 
 pytestmark = pytest.mark.distributed
 FINDINGS = ["Edema", "Fracture"]
 BATCH = 3
-
-
-@pytest.fixture(scope="module")
-def model_file(tmp_path_factory):
-    """A model with heat maps that also takes an age."""
-    torch.manual_seed(0)
-    ages = pl.DataFrame({"age": [30.0, None, 71.0, 45.0]})
-    encoding = metadata.fit(ages, ["age"])
-    mixed = Mixed(MetadataNetwork(encoding.width, 2, 0).eval(), encoding, 0.5)
-    origin = {"run": "run-0", "recipe": "toy", "loss": "aucm", "seed": 0}
-    hashes = {"dataset": "d" * 64, "weights_sha256": "a" * 64}
-    network = Classifier("test_resnet", 2).eval()
-    member = Member(network, FINDINGS, Contract(size=64, channels=1), origin | hashes, metadata=mixed)
-    path = tmp_path_factory.mktemp("model") / "toy.onnx"
-    scans = np.random.default_rng(0).integers(0, 256, (4, 64, 64), dtype=np.uint8)
-    build.export([member], path, scans, metadata=ages, maps=True)
-    return path
 
 
 @pytest.fixture(scope="module")
