@@ -47,13 +47,15 @@ def assign(source: Source, valid_fraction: float | None, folds: int | None, seed
         notes.append(f"{number} folds of {whole}, stratified (seed {seed})")
     if open_rows.any():
         rows = np.flatnonzero(open_rows)
+        drawn = "no official split" if open_rows.all() else f"{len(rows)} scans have no official split"
+        them = "the scans" if open_rows.all() else "them"
         if number:
             split[rows] = np.where(made == 0, "valid", "train")
-            notes.append("no official split: fold 0 is valid, the others are train")
+            notes.append(f"{drawn}: fold 0 is valid, the others are train")
         else:
             fraction = VALID_FRACTION if valid_fraction is None else valid_fraction
             fractions = {"train": 1 - fraction, "valid": fraction}
             split[rows] = splits.by_patient(patients[rows].tolist(), labels[rows], fractions, seed)
-            notes.append(f"no official split: {fraction:.0%} of the scans became valid, drawn as {whole} (seed {seed})")
+            notes.append(f"{drawn}: {fraction:.0%} of {them} became valid, drawn as {whole} (seed {seed})")
         scans = scans.with_columns(pl.Series("split", split.tolist()))
     return replace(source, scans=scans, notes=notes)

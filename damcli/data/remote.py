@@ -36,8 +36,8 @@ _TEXTS = (".csv", ".tsv", ".txt", ".json", ".toml", ".parquet", ".ics")
 TABLES = (*_TEXTS, *(f"{suffix}.gz" for suffix in _TEXTS))
 # At once, by the file systems that can; and how many mirrors of one folder there may be.
 AT_ONCE, MIRRORS = 256, 100
-# Scans that are fetched before they are asked for, as an object store takes its time for each.
-AHEAD = 4
+# Scans that are fetched before they are asked for, as an object store takes its time for each, and their bytes.
+AHEAD, AHEAD_BYTES = 4, 2**26
 # Seconds before the next try, where a fetch fails.
 PAUSES = (0.5, 2.0, 8.0)
 _ODD = re.compile(r".*~odd-[0-9a-f]{12}(\.\w{1,8})?", re.DOTALL)
@@ -113,22 +113,26 @@ class Mirror:
         return Refused("the file cannot be read: less of it comes than there is")
 
     def fetching(self, places: Iterable[tuple[Place | Refused, str]]) -> Generator[Place | Refused, None, None]:
-        """Yield what `fetched` makes of places and their stamps, in order, a few of them fetched ahead."""
+        """Yield what `fetched` makes of places and their stamps, in order, a few of them fetched ahead.
+
+        By the sizes in their stamps, those that wait take no more than `AHEAD_BYTES`, or are one.
+        """
         ahead = AHEAD if opened(self._address).system.async_impl else 1  # others are for one thread alone
-        waiting: deque[Future[Place | Refused]] = deque()
+        waiting: deque[tuple[Future[Place | Refused], int]] = deque()
         pool = ThreadPoolExecutor(ahead)
         try:
             for place, stamp in places:
+                size = int(stamp.split()[0]) if stamp else 0
+                while waiting and (len(waiting) > ahead or size + sum(held for _, held in waiting) > AHEAD_BYTES):
+                    yield waiting.popleft()[0].result()
                 if isinstance(place, Refused):
                     future: Future[Place | Refused] = Future()
                     future.set_result(place)
                 else:
                     future = pool.submit(self.fetched, place, stamp)
-                waiting.append(future)
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
+                waiting.append((future, size))
             while waiting:
-                yield waiting.popleft().result()
+                yield waiting.popleft()[0].result()
         finally:
             pool.shutdown(cancel_futures=True)
 

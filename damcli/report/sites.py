@@ -102,7 +102,7 @@ class Unit(Part):
 class Method(Part):
     """How the intervals were made."""
 
-    level: float = Field(gt=0, lt=1)
+    level: float = Field(ge=0.5, lt=1)
     cluster: Literal["patient", "study"] | None
 
 
@@ -160,7 +160,7 @@ def read(paths: Sequence[Path]) -> list[Site]:
     files = [path / FILE if path.is_dir() else path for path in paths]
     for first, again in combinations(files, 2):
         if first.resolve() == again.resolve():
-            raise UsageError("this file is named twice", where=again)
+            raise UsageError("this file is named twice", where=again, fix="name each site once")
     sites = [Site(name, path, _read(path)) for name, path in zip(_names(files), files, strict=True)]
     for one, other in combinations(sites, 2):
         _refuse(one, other)

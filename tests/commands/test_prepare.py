@@ -351,6 +351,12 @@ def test_options_that_belong_to_other_sources_are_refused(damcli: Damcli, tmp_pa
     for kind, option in (("table", {"crops": True}), ("chexpert", {"imratio": 0.1}), ("pcam", {"labels": tmp_path})):
         with pytest.raises(UsageError, match="belongs to"):
             prepare.read(kind, tmp_path, **option)
+    with pytest.raises(
+        UsageError, match=r"`damcli prepare chexpert`, `damcli prepare \S+` and `damcli prepare padchest`"
+    ):
+        prepare.read("nih", tmp_path, views="all")
+    with pytest.raises(UsageError, match="--findings names nothing"):
+        prepare.read("nih", tmp_path, findings=[])
     done = damcli("prepare", "table", ".", "--film", "density", folder=tmp_path)
     assert done.returncode == 2
 

@@ -1,5 +1,6 @@
 """What is said of a split that damcli draws: patients are only kept together where they are known."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -36,3 +37,13 @@ def test_whole_patients_are_said_only_where_some_are_known(patients, whole: bool
     known = made.scans.filter(pl.col("patient").is_not_null())
     assert not len(known) or known.group_by("patient").agg(pl.col("split").n_unique())["split"].max() == 1
     assert set(made.scans["split"]) == {"train", "valid"}
+
+
+@pytest.mark.parametrize("folds", [None, 5])
+def test_of_a_source_with_an_official_test_it_is_not_said_that_there_is_none(folds: int | None) -> None:
+    one = source([f"p{n // 4}" for n in range(40)])
+    tested = pl.Series(["test" if n < 8 else None for n in range(40)])
+    made = parts.assign(replace(one, scans=one.scans.with_columns(tested.alias("split"))), None, folds, seed=0)
+    (said,) = [note for note in made.notes if "official" in note]
+    assert said.startswith("32 scans have no official split: ")
+    assert "scans became" not in said

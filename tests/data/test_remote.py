@@ -377,6 +377,28 @@ def test_scans_are_fetched_ahead_but_in_order(store: Any) -> None:
         started.close()
 
 
+def test_what_is_fetched_ahead_has_a_limit_of_bytes(
+    store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "async_impl", True)
+    monkeypatch.setattr(remote, "AHEAD_BYTES", 100)
+    store({f"b/in/{n}.png": b"p" * (400 if n == 5 else 40) for n in range(12)})
+    with mirrored("s3://b/in") as mirror:
+        taken: list[int] = []
+
+        def given() -> Iterator[tuple[Place | Refused, str]]:
+            for n in range(12):
+                taken.append(n)
+                path = mirror.root / f"{n}.png"
+                yield Place(path), mirror.stamp(path)
+
+        for number, place in enumerate(mirror.fetching(given())):
+            assert isinstance(place, Place)
+            assert place.path.name == f"{number}.png"
+            # Two that wait, and one that is known but not yet fetched.
+            assert taken[-1] - number <= 3
+
+
 @pytest.mark.parametrize("method", ["info", "call_s3", "cat_file"])
 @pytest.mark.parametrize(
     ("raised", "kind", "words"),

@@ -114,6 +114,14 @@ def test_a_lesion_with_two_diagnoses(tmp_path: Path) -> None:
     assert "HAM_0000118" not in str(error.value)
 
 
+def test_ages_that_are_none_are_said(tmp_path: Path) -> None:
+    source = ham10000.read(
+        download(tmp_path, [ROWS[0].replace(",80.0,", ',"80,5",'), ROWS[1].replace(",80.0,", ",old,")])
+    )
+    assert source.scans["age"].to_list() == [80.5, None]
+    assert "1 ages are above 100 or none: they count as not known" in source.notes
+
+
 def test_findings_that_are_asked_for(tmp_path: Path) -> None:
     source = ham10000.read(download(tmp_path), findings=["Melanoma"])
     assert source.findings == ["melanoma"]

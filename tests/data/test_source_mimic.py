@@ -163,6 +163,7 @@ def test_labels_that_do_not_fit(tmp_path: Path, lines: Sequence[str], said: str)
     message = refused(DataError, said, download(tmp_path, lines=lines))
     assert "mimic-cxr-2.0.0-chexpert.csv.gz" in message
     assert "10000032" not in message
+    assert "fix: " in message
 
 
 def test_studies_without_labels_are_left_out(tmp_path: Path) -> None:

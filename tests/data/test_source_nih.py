@@ -98,7 +98,7 @@ def test_the_test_list_is_test_and_the_rest_is_open(tmp_path: Path) -> None:
     lists(tmp_path, [*FILES[:2], "00009999_000.png", FILES[2]], [FILES[3], "00008888_000.png"])
     source = nih.read(tmp_path)
     assert source.scans["split"].to_list() == [None, None, None, "test"]
-    assert "1 scans of test_list.txt are test, as is official" in source.notes
+    assert "the scans of test_list.txt are test, as is official" in source.notes
 
 
 def test_lists_that_do_not_fit_the_table(tmp_path: Path) -> None:

@@ -224,11 +224,13 @@ def test_images_in_one_folder_or_beside_another_copy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folders", [True, False])
 def test_a_part_of_the_set(tmp_path: Path, folders: bool) -> None:
     """Without folder 7 its scans are left out; one that folder 0 lacks, as some 21 of the whole set, is refused."""
-    rows = [row("a"), row("b"), row("c", ImageDir="7")]
+    rows = [row("a"), row("b"), row("c", ImageDir="7", MethodLabel="RNN_model", PatientID="nan")]
     source = padchest.read(download(tmp_path, rows, ["0/a.png"] if folders else ["a.png"]))
     assert len(source.scans) == 1
     assert source.refused == [("b", "the image is not in this download")]
     assert noted(source, "left out 1 scans of parts that are not in this download: ImageDir 7")
+    assert not noted(source, "network's")
+    assert not noted(source, "have no patient")
 
 
 def test_a_table_that_is_packed_and_one_that_is_missing(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_pictures_that_others_made(tmp_path: Path, form: str) -> None:
     assert source.scans["id"].to_list() == [form.format("10006", 462822612), form.format("10006", 1459541791)]
     assert source.scans["label:cancer"].to_list() == [0, 1]
     assert source.refused == [("10011/462822613", "the image is not in this download")]
-    assert said(source, "2 films are pictures that were made of the DICOM files")
+    assert said(source, "2 images are pictures that were made of the DICOM files")
 
 
 def test_dicom_comes_before_what_was_made_of_it(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_dicom_comes_before_what_was_made_of_it(tmp_path: Path) -> None:
     assert source.scans["id"][0] == "train_images/10006/462822612.dcm"
     assert source.scans["id"][3] == "a/10011_220375232.jpg"
     assert said(source, "1 images are there more than once: DICOM comes before PNG")
-    assert said(source, "1 films are pictures")
+    assert said(source, "1 images are pictures")
 
 
 def test_a_table_without_what_is_only_metadata(tmp_path: Path) -> None:

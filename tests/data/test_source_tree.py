@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from damcli.data.labels import Policy
-from damcli.data.sources import Source, check_same, locate, read_csv, years
+from damcli.data.sources import Source, check_rows, check_same, locate, need, read_csv, years
 from damcli.data.sources.tree import DICOM_FIRST, IMAGES, Tree, listed, python_lists
 from damcli.errors import DataError, UsageError
 
@@ -161,6 +161,34 @@ def test_dicom_comes_before_what_was_made_of_it(tmp_path: Path) -> None:
     assert tree.images()["1"] == [Path("b/1.dicom"), Path("a/1.png"), Path("c/1.jpg")]
 
 
+def test_pictures_made_of_dicom_are_counted_where_a_set_is_given_out_as_dicom(tmp_path: Path) -> None:
+    touch(tmp_path, "a.dcm", "a.png", "b.png", "c.jpg", "d.png")
+    keys, labels = pl.Series(["a", "b", "c"]), {"Edema": pl.Series([0.0, 1.0, 1.0])}
+    (said,) = [note for note in Tree(tmp_path, DICOM_FIRST).source("x", keys, labels).notes if "greys" in note]
+    assert said.startswith("2 images are pictures that were made of the DICOM files")
+    assert not any("greys" in note for note in Tree(tmp_path).source("x", keys, labels).notes)
+
+
+def test_what_a_spreadsheet_leaves_behind_is_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_bytes(b"\xef\xbb\xbfid;age;;\r\n1;58,5;;\r\n;;;\r\n2; ;;\r\n;;;\r\n")
+    assert read_csv(file).select("id", "age").rows() == [("1", "58,5"), ("2", "")]
+    file.write_text("id,age\n,\n")
+    with pytest.raises(DataError, match="this table is empty"):
+        read_csv(file)
+
+
+def test_tables_that_are_refused_name_a_fix(tmp_path: Path) -> None:
+    for cut in ("id,age\n1\n", "id\n1\n"):
+        (tmp_path / "a.csv").write_text(cut)
+        with pytest.raises(DataError) as error:
+            need(read_csv(tmp_path / "a.csv"), ["id", "age"], tmp_path / "a.csv")
+        assert error.value.fix
+    with pytest.raises(DataError) as error:
+        check_rows(pl.Series([False]), "none", tmp_path / "a.csv")
+    assert error.value.fix
+
+
 def test_columns_that_a_table_lacks_are_left_out(tmp_path: Path) -> None:
     assert "site" not in source(touch(tmp_path, "a.png"), ["a"], site=None).scans.columns
 
@@ -215,9 +243,9 @@ def test_rows_of_one_unit_must_agree() -> None:
 
 @pytest.mark.parametrize(
     ("text", "age"),
-    [("058Y", 58), ("58", 58), ("58.0", 58), ("0", 0), ("100", 100), ("018M", 1.5), ("052W", 52 * 7 / 365.25),
-     ("010D", 10 / 365.25), ("058y", 58), ("101", None), ("411", None), ("-1", None), ("", None), ("nan", None),
-     ("Y", None), ("058X", None), ("5 8", None)],
+    [("58,5", 58.5), ("058Y", 58), ("58", 58), ("58.0", 58), ("0", 0), ("100", 100), ("018M", 1.5),
+     ("052W", 52 * 7 / 365.25), ("010D", 10 / 365.25), ("058y", 58), ("101", None), ("411", None), ("-1", None),
+     ("", None), ("nan", None), ("Y", None), ("058X", None), ("5 8", None), ("٥٨", None)],
 )  # fmt: skip
 def test_ages_in_years(text: str, age: float | None) -> None:
     assert years(pl.Series([text])).to_list() == [None if age is None else pytest.approx(age)]

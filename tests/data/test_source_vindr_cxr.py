@@ -218,7 +218,23 @@ def test_physionets_boxes_say_the_same_where_readings_are_not_there(physionet: P
 
 def test_test_alone(physionet: Path) -> None:
     (physionet / "annotations" / "image_labels_train.csv").unlink()
-    assert set(read(physionet).scans["split"]) == {"test"}
+    source = read(physionet)
+    assert set(source.scans["split"]) == {"test"}
+    (said,) = [note for note in source.notes if "annotations_train.csv" in note]
+    assert (
+        said
+        == "left annotations_train.csv out, which has boxes and no readings: image_labels_train.csv would give train"
+    )
+    (physionet / "annotations" / "annotations_train.csv").unlink()
+    assert "there are no labels of train: its images are left out" in read(physionet).notes
+
+
+def test_train_without_its_readers_is_refused(kaggle: Path) -> None:
+    """Rows of three readers, not told apart, would be one reader who lists what any of them does."""
+    rows = [line.split(",") for line in (kaggle / "train.csv").read_text().splitlines()]
+    (kaggle / "train.csv").write_text("\n".join(",".join(row[:3] + row[4:]) for row in rows))
+    with pytest.raises(DataError, match="no column 'rad_id'"):
+        read(kaggle)
 
 
 @pytest.mark.parametrize(

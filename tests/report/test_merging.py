@@ -297,6 +297,7 @@ def changed(path: str, value: Any) -> str:
         (changed("findings.\x1b[2JEdema", metrics(2)["findings"]["Edema"]), "this is no metrics.json"),
         (changed("findings." + "E" * 301, metrics(2)["findings"]["Edema"]), "this is no metrics.json"),
         (changed("interval.level", 1.0), "this is no metrics.json"),
+        (changed("interval.level", 1e-300), "this is no metrics.json"),
         (changed("unit.by", "scans"), "this is no metrics.json"),
         (changed("subject.path", "\u202egpj.exe"), "this is no metrics.json"),
         (json.dumps(metrics(2)).replace('"positives": 40', '"positives": ' + "9" * 5000), "this is no metrics.json"),
@@ -333,8 +334,9 @@ def test_files_that_are_not_there_or_named_twice(folder: Callable[..., list[Path
         ([a, tmp_path / "absent.json"], "No such file"),
         ([a, tmp_path / "empty"], "No such file"),
     ):
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises(UsageError, match=message) as refused:
             sites.read(paths)
+        assert refused.value.fix
 
 
 def test_sites_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:

@@ -61,7 +61,9 @@ def read(
     reader = _reader(kind)
     given = {name: value for name, value in special.items() if value is not None}
     takes = inspect.signature(reader).parameters
-    for name in given:
+    for name, value in given.items():
+        if value == []:
+            raise UsageError(f"--{name.replace('_', '-')} names nothing", fix="name one or more, or leave it out")
         if name not in takes:
             raise UsageError(f"--{name.replace('_', '-')} belongs to {_owners(name)}", fix="leave it out")
     if kind == "table" and path is None and table.find(Path.cwd()) is None:
@@ -91,4 +93,5 @@ def _reader(kind: str) -> Callable[..., Source]:
 def _owners(option: str) -> str:
     """Return, in words, the sources that understand an option."""
     owners = [kind for kind in SOURCES if option in inspect.signature(_reader(kind)).parameters]
-    return " and ".join(f"`damcli prepare {kind}`" for kind in owners)
+    *others, last = (f"`damcli prepare {kind}`" for kind in owners)
+    return f"{', '.join(others)} and {last}" if others else last

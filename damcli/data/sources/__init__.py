@@ -51,9 +51,9 @@ class Source:
 def read_csv(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
     """Read a CSV, also one packed as `.gz`, as text columns, blanks as "".
 
-    UTF-8, Latin-1, or UTF-16 with its mark (Excel's "Unicode text"); comma, semicolon or tab.
-
-    `columns` names those to keep, as far as they are there: others may hold gigabytes of text.
+    UTF-8, Latin-1, or UTF-16 with its mark (Excel's "Unicode text"); comma, semicolon or tab. Rows of blank cells and
+    further columns without a name, which spreadsheets leave behind, are passed over. `columns` names those to keep, as
+    far as they are there: others may hold gigabytes of text.
 
     Raises `UsageError` if there is no such file, `DataError` if it has no header, a name twice, no row, or a row of
     another length (with its line).
@@ -62,7 +62,7 @@ def read_csv(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
         with _opened(path, _encoding(path)) as text:
             return _parsed(text, path, columns)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError("this .gz file is cut off or damaged", where=path) from error
+        raise DataError("this .gz file is cut off or damaged", where=path, fix="fetch it again") from error
     except UnicodeDecodeError as error:
         raise DataError("this text is cut off or damaged: it says that it is UTF-16", where=path) from error
     except OSError as error:
@@ -94,7 +94,7 @@ def _parsed(text: TextIO, path: Path, wanted: Sequence[str] | None) -> pl.DataFr
     rows = csv.reader(text, delimiter=max(",;\t", key=first.count), strict=True)
     try:
         header = [name.strip() for name in next(rows, [])]
-        twice = sorted({name for name in header if header.count(name) > 1})
+        twice = sorted({name for name in header if name and header.count(name) > 1})
         if twice:
             raise DataError(
                 f"the header names a column twice: {', '.join(twice)}", where=path, fix="rename one of them"
@@ -104,15 +104,21 @@ def _parsed(text: TextIO, path: Path, wanted: Sequence[str] | None) -> pl.DataFr
         empty = True
         for row in rows:
             if len(row) not in (0, len(header)):
-                raise DataError(f"line {rows.line_num} has {len(row)} fields, the header {len(header)}", where=path)
-            for name, at in kept.items() if row else ():
-                columns[name].append(row[at].strip())
-            empty = empty and not row
+                what = f"line {rows.line_num} has {len(row)} fields, the header {len(header)}"
+                raise DataError(what, where=path, fix=AS_GIVEN)
+            if any(cell.strip() for cell in row):
+                empty = False
+                for name, at in kept.items():
+                    columns[name].append(row[at].strip())
     except csv.Error as error:
         raise DataError(f"this is no CSV: {error}", where=f"{path}, line {rows.line_num}") from error
     if not header or empty:
-        raise DataError("this table is empty", where=path)
+        raise DataError("this table is empty", where=path, fix="fetch it again")
     return pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String))
+
+
+# What mends most tables that are refused.
+AS_GIVEN = "correct it, or take the table as it was given out"
 
 
 def need(table: pl.DataFrame, columns: Sequence[str], path: Path, fix: str | None = None) -> None:
@@ -120,7 +126,7 @@ def need(table: pl.DataFrame, columns: Sequence[str], path: Path, fix: str | Non
     for name in columns:
         if name not in table.columns:
             known = ", ".join(column for column in table.columns if column)
-            raise DataError(f"the table has no column {name!r}; it has: {known}", where=path, fix=fix)
+            raise DataError(f"the table has no column {name!r}; it has: {known}", where=path, fix=fix or AS_GIVEN)
 
 
 def check_rows(good: pl.Series, what: str, path: Path, column: str | None = None, fix: str | None = None) -> None:
@@ -131,11 +137,12 @@ def check_rows(good: pl.Series, what: str, path: Path, column: str | None = None
     ...
     damcli.errors.DataError: the age is none
       where: a.csv, row 2 below the header, column 'age'
+      fix: correct it, or take the table as it was given out
     """
     bad = (~good.fill_null(False)).arg_true()
     if len(bad):
         where = f"{path}, row {int(bad[0]) + 1} below the header"
-        raise DataError(what, where=where if column is None else f"{where}, column {column!r}", fix=fix)
+        raise DataError(what, where=where if column is None else f"{where}, column {column!r}", fix=fix or AS_GIVEN)
 
 
 def check_same(cells: pl.Series, unit: pl.Series, what: str, path: Path, column: str | None = None) -> None:
@@ -307,12 +314,17 @@ UNITS = {"Y": 365.25, "M": 365.25 / 12, "W": 7.0, "D": 1.0}
 
 
 def years(cells: pl.Series) -> pl.Series:
-    """Return ages, such as 58, 58.0, 058Y or 006M (DICOM PS3.5, AS), in years; null where none, or not in 0 to 100.
+    """Return ages, such as 58, 58.0, 58,0, 058Y or 006M (DICOM PS3.5, AS), in years; null if none or not in 0 to 100.
 
-    >>> years(pl.Series(["058Y", "58.5", "006M", "411", ""])).to_list()
+    >>> years(pl.Series(["058Y", "58,5", "006M", "411", ""])).to_list()
     [58.0, 58.5, 0.5, None, None]
     """
-    parts = cells.str.to_uppercase().str.extract_groups(r"^(?<number>\d+(?:\.\d+)?)(?<unit>[YMWD]?)$").struct.unnest()
+    parts = (
+        cells.str.to_uppercase()
+        .str.replace(",", ".", literal=True)
+        .str.extract_groups(r"^(?<number>[0-9]+(?:\.[0-9]+)?)(?<unit>[YMWD]?)$")
+        .struct.unnest()
+    )
     days = parts["unit"].replace("", "Y").replace_strict(UNITS, default=None, return_dtype=pl.Float64)
     ages = parts["number"].cast(pl.Float64) * days / UNITS["Y"]
     return pl.select(pl.when(ages <= 100).then(ages).alias(cells.name)).to_series()

@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from damcli.data.labels import choose
-from damcli.data.sources import Source, check_rows, check_same, known, need, read_csv, years
+from damcli.data.sources import Source, check_rows, check_same, known, need, read_csv, strange_ages, years
 from damcli.data.sources.tree import Tree
 
 # What the codes of `dx` mean; melanoma is called as in the melanoma source, whose models are evaluated here.
@@ -50,13 +50,15 @@ def read(path: Path, findings: Sequence[str] | None = None) -> Source:
     ]
     if blank := lesion.null_count():
         notes.append(f"{blank} images have no lesion id: each counts as one of its own, so leakage cannot be excluded")
+    age = years(table["age"])
+    notes += strange_ages(age, table["age"])
     site = known(table["localization"]).str.to_lowercase()
     dataset = known(table["dataset"]) if "dataset" in table.columns else None
     return tree.source(
         "ham10000", table["image_id"].str.to_uppercase(),
         {finding: (name == finding).cast(pl.Float64) for finding in wanted},
         key=_key, ids=table["image_id"].to_list(), notes=notes, size=384, channels=3,
-        patient=lesion, study=lesion, age=years(table["age"]), sex=known(table["sex"]).str.to_lowercase(),
+        patient=lesion, study=lesion, age=age, sex=known(table["sex"]).str.to_lowercase(),
         site=site, dataset=dataset,
     )  # fmt: skip
 

@@ -102,5 +102,9 @@ def _labelled(scans: pl.DataFrame, file: Path, wanted: Sequence[str]) -> pl.Data
     strays = scans.join(labels, on=ids, how="anti")["study_id"]
     check_rows(~table["study_id"].is_in(strays.to_list()), "a study is another patient's than in the metadata", file)
     if not len(joined):
-        raise DataError("these labels name none of the studies", where=file, fix="pass labels of this set")
+        raise DataError(
+            "these labels name none of the studies",
+            where=file,
+            fix="pass labels of this set, with its ids in digits alone",
+        )
     return joined

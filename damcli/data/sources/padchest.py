@@ -69,17 +69,12 @@ def read(path: Path, findings: Sequence[str] | None = None, views: Literal["fron
             what = "lateral scans (--views all keeps them)" if view == "lateral" else "scans of other or unknown views"
             notes.append(f"left out {number} {what}")
     scans = scans.filter(pl.col("view").is_in(taken))
-    if by_network := int((scans["label_method"] != "Physician").sum()):
-        notes.append(f"the labels of {by_network} scans are a network's, not a physician's (metadata: label_method)")
-    patient = known(scans["PatientID"])
-    if unknown := patient.null_count():
-        notes.append(f"{unknown} scans have no patient: each counts as one of its own, so patients may leak")
     age = scans["year"].str.slice(0, 4).cast(pl.Float64, strict=False) - scans["born"].cast(pl.Float64, strict=False)
-    return tree.source(
+    source = tree.source(
         "padchest",
         scans["ImageID"].str.replace(r"(?i)\.png$", ""),
         listed(scans["Labels"], wanted),
-        patient=patient,
+        patient=known(scans["PatientID"]),
         study=known(scans["StudyID"]),
         view=scans["view"],
         parts="ImageDir " + scans["ImageDir"],
@@ -91,6 +86,13 @@ def read(path: Path, findings: Sequence[str] | None = None, views: Literal["fron
         machine=scans["machine"],
         label_method=scans["label_method"],
     )
+    if by_network := int((source.scans["label_method"] != "Physician").sum()):
+        source.notes.append(
+            f"the labels of {by_network} scans are a network's, not a physician's (metadata: label_method)"
+        )
+    if unknown := source.scans["patient"].null_count():
+        source.notes.append(f"{unknown} scans have no patient: each counts as one of its own, so patients may leak")
+    return source
 
 
 def _rounded(ids: pl.Series) -> pl.Series:

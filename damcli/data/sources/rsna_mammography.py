@@ -8,8 +8,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import polars as pl
-
 from damcli.data.sources import Source, check_rows, check_same, known, need, parse_labels, read_csv, strange_ages, years
 from damcli.data.sources.tree import DICOM_FIRST, Tree
 
@@ -50,7 +48,7 @@ def read(path: Path) -> Source:
     age = years(about["age"]) if "age" in about else None
     if age is not None:
         notes += strange_ages(age, about["age"])
-    source = tree.source(
+    return tree.source(
         "rsna-mammography",
         table["patient_id"] + "/" + table["image_id"],
         {"cancer": cancer},
@@ -65,13 +63,6 @@ def read(path: Path) -> Source:
         site=about.get("site_id"),
         machine=about.get("machine_id"),
     )
-    made = source.scans.filter(~pl.col("path").str.to_lowercase().str.contains(r"\.(?:dcm|dicom)$"))
-    if len(made):
-        source.notes.append(
-            f"{len(made)} films are pictures that were made of the DICOM files: how their greys were windowed and "
-            "MONOCHROME1 inverted cannot be known"
-        )
-    return source
 
 
 def _key(file: Path) -> str | None:

@@ -145,7 +145,8 @@ class Tree:
         `DataError` where there is no row, two rows name one image, or none of the images is there.
         """
         if not len(keys):
-            raise DataError("no scan of the tables is left to take", where=self.root.resolve())
+            fix = "ask for other views or labels, or take the tables as they were given out"
+            raise DataError("no scan of the tables is left to take", where=self.root.resolve(), fix=fix)
         keys = blank_to_null(keys)
         refuse_twice(pl.DataFrame({"id": keys.drop_nulls()}))
         images = self.images(key)
@@ -178,6 +179,11 @@ class Tree:
             told.append(
                 f"{len(refused)} of {len(found) + len(refused)} images are not there: is a part of the download "
                 "missing? fetch it, or go on without it: --max-rejected"
+            )
+        if made := sum(KINDS[file.suffix.lower()] != "DICOM" for file in files) if self._suffixes[0] == ".dcm" else 0:
+            told.append(
+                f"{made} images are pictures that were made of the DICOM files: how their greys were windowed and "
+                "MONOCHROME1 inverted cannot be known"
             )
         told += self._twice([several for several in found if len(several) > 1])
         if spare := len(images) - len(found):

@@ -18,6 +18,7 @@ from damcli.data.labels import choose, uncertain
 from damcli.data.sources import Source, check_rows, need, parse_labels, read_csv
 from damcli.data.sources.consensus import Consensus, Rule, combine
 from damcli.data.sources.tree import DICOM_FIRST, Tree
+from damcli.errors import DataError
 
 NOTHING = "No finding"
 # The findings of the challenge by their numbers there; 14 is `NOTHING`.
@@ -45,7 +46,7 @@ def read(path: Path, findings: Sequence[str] | None = None, readers_rule: Rule =
     train_names, test_names = (READINGS[:1], READINGS[1:]) if by_reading else (BOXES[::2], BOXES[1:2])
     files = {"train": tree.table(*train_names), "test": tree.table(*test_names)}
     there = {split: file for split, file in files.items() if file} or {"train": tree.need(*READINGS, *BOXES)}
-    tables = {split: _read(file) for split, file in there.items()}
+    tables = {split: _read(file, split) for split, file in there.items()}
     # A column that one table lacks is not known there; a finding that no row names is not there.
     one, *other = (known for _, known in tables.values())
     named = [f for f in one if all(f in known for known in other)] if by_reading else sorted({*one, *chain(*other)})
@@ -63,8 +64,11 @@ def read(path: Path, findings: Sequence[str] | None = None, readers_rule: Rule =
             )
         )
         notes.append(_said(split, made, rows, readers_rule))
-    if files["test"] is None:
-        notes.append("there are no labels of test: its images are left out")
+    for split, readings, boxes in zip(files, READINGS, BOXES, strict=False):
+        if by_reading and files[split] is None and (unread := tree.table(boxes)):
+            notes.append(f"left {unread.name} out, which has boxes and no readings: {readings} would give {split}")
+        elif files[split] is None:
+            notes.append(f"there are no labels of {split}: its images are left out")
     notes.append("no patient is known: each scan counts as a patient of its own, so leakage cannot be excluded")
     scans = pl.concat(parts)
     labels = {finding: scans[finding] for finding in wanted}
@@ -72,10 +76,16 @@ def read(path: Path, findings: Sequence[str] | None = None, readers_rule: Rule =
     return tree.source("vindr-cxr", scans["scan"], labels, view=frontal, split=scans["split"], notes=notes, size=320)
 
 
-def _read(file: Path) -> tuple[pl.DataFrame, list[str]]:
+def _read(file: Path, split: str) -> tuple[pl.DataFrame, list[str]]:
     """Return what readers list as rows (scan, reader, finding), null for a reading as such, and the findings known."""
     table = read_csv(file).rename({**RENAMED, "image_id": "scan", "rad_id": "reader"}, strict=False)
-    if "reader" not in table.columns:  # all rows of test are one consensus
+    if "reader" not in table.columns:
+        if split == "train":
+            raise DataError(
+                "the table has no column 'rad_id': what three readers said of an image cannot be told apart",
+                where=file, fix="take the table as it was given out",
+            )  # fmt: skip
+        # All rows of test are one consensus.
         table = table.with_columns(pl.lit("consensus").alias("reader"))
     need(table, ["scan"], file)
     for column, what in (("scan", "image"), ("reader", "reader")):
