@@ -181,7 +181,7 @@ def kinds(data: Path, folder: Path) -> None:
 
 
 MANIFEST = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
 import numpy as np
 import polars as pl
@@ -203,10 +203,12 @@ source = Source("chexpert", out, scans, list(CHEXPERT_FINDINGS), {f: chexpert_po
 sizes = [8192] * (rows // 8192) + [rows % 8192]
 parts = tuple(Part(shard=Shard(file=str(n), scans=s, sha256=""), consumed=0, stamps="") for n, s in enumerate(sizes))
 prints = [Print(n.to_bytes(16, "big"), n.to_bytes(8, "big")) for n in range(rows)]
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak():  # getrusage would tell that of the process which started this one, where that was larger
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+before = peak()
 start = time.perf_counter()
 writer._finish(out, source, Contract(size=320, channels=1), 0, Journal(inputs="", parts=parts), prints, False)
-print(f"{time.perf_counter() - start:.1f} s, peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
+print(f"{time.perf_counter() - start:.1f} s, peak {peak():.0f} MiB"
       f" (before it {before:.0f} MiB)")
 """
 
@@ -219,23 +221,25 @@ def manifest(folder: Path) -> None:
 
 
 def peak(labels: Path, out: Path) -> float:
-    """Return the peak memory in MiB of the largest process of `damcli prepare`."""
-    command = [sys.executable, "-m", "damcli", "prepare", "table", str(labels), "-o", str(out), "--size", str(SIZE)]
-    columns = [
-        "--image-column",
-        "path",
-        "--label-columns",
-        "finding",
-        "--patient-column",
-        "patient",
+    """Return the peak memory in MiB of the main process of `damcli prepare`."""
+    from whole import watched  # which measures what this file writes
+
+    command = [
+        "-m",
+        "damcli",
+        "prepare",
+        "table",
+        str(labels),
+        "-o",
+        str(out),
+        "--size",
+        str(SIZE),
         "-q",
         "--allow-leaks",
     ]
-    child = os.posix_spawn(sys.executable, [*command, *columns], os.environ,
-                           file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)])  # fmt: skip
-    _, status, usage = os.wait4(child, 0)
-    assert status == 0, f"prepare ended with {status}"
-    return usage.ru_maxrss / 1024
+    columns = ["--image-column", "path", "--label-columns", "finding", "--patient-column", "patient"]
+    _, _, memory = watched(*command, *columns)
+    return memory / 2**20
 
 
 def memory(data: Path, folder: Path, scans: int) -> None:
