@@ -23,8 +23,6 @@ from typing import Any
 from damcli.errors import MachineError
 
 NAME = "damcli-ray-"
-# Ray keeps the first one that it reads.
-SECRET = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
 # Ray's sockets lie some 70 characters below its folder, and the system allows 107, on a Mac 103.
 LONGEST = 33
 # Seconds that Ray may take to stop.
@@ -55,7 +53,7 @@ def started(workers: int) -> Iterator[str]:
     """
     # What keeps Ray to the loopback on Windows and macOS does so on Linux too. Read when Ray is first imported.
     with (
-        environment(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=SECRET),
+        environment(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32)),
         _only_loopback(),
         tempfile.TemporaryFile() as said,
     ):

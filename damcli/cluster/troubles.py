@@ -27,6 +27,7 @@ def ray_errors() -> Iterator[None]:
 
 def _told(error: Exception) -> DamcliError | None:
     from ray import exceptions as of_ray
+    from ray.data.exceptions import ExecutionTimeoutError
 
     chain = list(causes(error))
     for one in chain:
@@ -55,6 +56,7 @@ def _told(error: Exception) -> DamcliError | None:
             "the Ray cluster has no node left that can do this",
             AGAIN,
         ),
+        ((ExecutionTimeoutError,), "nothing was done on the Ray cluster for hours", AGAIN),
         ((of_ray.RpcError, of_ray.LocalRayletDiedError), "the Ray cluster went away", AGAIN),
     ]
     for one in chain:

@@ -1,5 +1,6 @@
 """Ray clusters on this machine, each node with processes of its own, to connect to and to break."""
 
+import json
 import os
 import re
 import secrets
@@ -9,15 +10,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 
 # Nobody else on this network may use the clusters of the tests. Read by Ray when it starts, here and in all nodes.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+# A node that is lost is missed after some five seconds, and no worker is started before there is work for it.
+CONFIG = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "prestart_worker_first_driver": False}
 
 
 def wait_for(true: Callable[[], object], what: str = "this", seconds: float = 60) -> None:
@@ -51,18 +57,22 @@ class Nodes:
         self.starters: list[subprocess.Popen] = []
 
     def add(
-        self, *options: str, cpus: int = 2, store: int = 100_000_000, python: str | Path = sys.executable,
-        prefix: tuple[str, ...] = (), **env: str,
+        self, *options: str, cpus: int = 1, store: int = 100_000_000, python: str | Path = sys.executable,
+        prefix: tuple[str, ...] = (), config: Mapping[str, object] = MappingProxyType({}), **env: str,
     ) -> int:  # fmt: skip
         """Start a node, wait until it is up, and return its number.
 
-        `python` runs its workers, `prefix` is a command to run it under, `env` is put on top of our environment.
+        `python` runs its workers, `prefix` is a command to run it under, `env` is put on top of our environment;
+        `config` are settings of Ray's, for the head.
         """
         number = len(self.starters)
-        head = ("--head", "--port=0", "--include-dashboard=false", f"--temp-dir={self.folder}")
+        head = (
+            *("--head", "--port=0", "--include-dashboard=false", f"--temp-dir={self.folder}"),
+            f"--system-config={json.dumps({**CONFIG, **config})}",
+        )
         command = [
             *prefix, str(python), "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats",
-            *((f"--address={self.address}",) if self.address else head),
+            *((f"--address={self.address}",) if self.address else head), "--include-log-monitor=false",
             f"--num-cpus={cpus}", "--num-gpus=0", f"--object-store-memory={store}", *options,
         ]  # fmt: skip
         log = self.folder / f"start{number}.log"
@@ -102,6 +112,12 @@ class Nodes:
             time.sleep(0.05)
         self.starters[number].wait()
 
+    def leave(self, number: int) -> None:
+        """Let a node leave in good order: the others know at once."""
+        self.starters[number].terminate()
+        self.starters[number].wait(60)
+        self.kill(number)
+
     def close(self) -> None:
         for number in reversed(range(len(self.starters))):
             self.kill(number)
@@ -120,7 +136,7 @@ def cluster() -> Iterator[Nodes]:
 
 @pytest.fixture(scope="session")
 def two_nodes() -> Iterator[Nodes]:
-    """A cluster of two nodes with 2 CPUs each, for tests that leave it as it is."""
+    """A cluster of two nodes with a CPU each, for tests that leave it as it is (see `joined`)."""
     nodes = Nodes()
     try:
         nodes.add()
@@ -128,6 +144,15 @@ def two_nodes() -> Iterator[Nodes]:
         yield nodes
     finally:
         nodes.close()
+
+
+@pytest.fixture
+def joined(two_nodes: Nodes) -> Iterator[Nodes]:
+    """The same, where nodes that are added leave after the test."""
+    before = len(two_nodes.starters)
+    yield two_nodes
+    for number in range(before, len(two_nodes.starters)):
+        two_nodes.leave(number)
 
 
 @pytest.fixture(scope="session")

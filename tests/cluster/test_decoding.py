@@ -85,14 +85,11 @@ def test_scans_of_every_kind_are_those_of_this_process(connected, make_pictures,
         assert plain(decode(connected, paths, contract)) == expected
 
 
+@pytest.mark.slow
 def test_real_scans_are_those_of_this_process(connected, test_data):
     paths = [path for path in sorted((test_data / "dicom").iterdir()) if path.is_file()]
     contract = Contract(size=224, channels=1)
     assert plain(decode(connected, paths, contract)) == plain(workers.decode(paths, contract, workers=2))
-
-
-def test_nothing_is_decoded_of_nothing(connected):
-    assert list(decode(connected, [], CONTRACT)) == []
 
 
 def test_waves_give_every_scan_once_in_order_and_take_few_ahead(connected, make_pictures, monkeypatch):
@@ -112,6 +109,7 @@ def test_waves_give_every_scan_once_in_order_and_take_few_ahead(connected, make_
         # The wave that it is in, and the next one.
         assert len(taken) <= len(scans) - 1 + 2 * 2 * 8
     assert plain(scans) == plain(workers.decode(paths, CONTRACT, workers=0))
+    assert list(decode(connected, [], CONTRACT)) == []
 
 
 def test_an_error_where_scans_are_found_comes_behind_the_scans_before(connected, make_pictures, monkeypatch):
@@ -177,6 +175,7 @@ def test_memory_does_not_grow_with_the_number_of_scans(two_nodes, make_pictures,
     assert many - few < 40_000
 
 
+@pytest.mark.slow
 def test_poison_costs_its_own_scan_and_what_only_nodes_do_not_see_ends_the_run(cluster, make_pictures, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(POISON)
     paths = make_pictures(40)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def scans(tmp_path_factory):
 
 @pytest.fixture
 def nodes(cluster, monkeypatch):
-    """Two nodes of 2 CPUs and a GPU that is not there, and groups so small that there are many."""
+    """Two nodes of a CPU and a GPU that is not there, and groups so small that there are many."""
     monkeypatch.setattr(decoding, "SCANS", 6)
     cluster.add("--num-gpus=1")
     cluster.add("--num-gpus=1")
@@ -61,14 +62,14 @@ def kill(nodes, *words):
 
 
 def struck(results, strikes):
-    """Return the results; `strikes` are what is done when so many of them are there. The first of them must hit."""
-    got, hits = [], []
+    """Return the results; `strikes` are what is done when so many of them are there. The first of them hits."""
+    got, first = [], min(strikes)
     for result in results:
         got.append(result)
         if len(got) in strikes:
-            hits.append(strikes[len(got)]())
-    assert len(hits) == len(strikes)
-    assert hits[0]
+            while not strikes[len(got)]() and len(got) == first:
+                time.sleep(0.02)  # no process is at work just now: the next one is
+    assert len(got) > max(strikes)
     return got
 
 
@@ -84,6 +85,7 @@ def flat(lots):
     ]
 
 
+@pytest.mark.slow
 def test_killed_workers_and_decoders_and_the_raylet_of_a_node_lose_no_scan_and_double_none(nodes, scans):
     paths = sorted(scans.iterdir())
     expected = decoded(workers.decode(paths, CONTRACT, workers=2))

@@ -159,21 +159,47 @@ def test_two_nodes(two_nodes, tmp_path, monkeypatch, capfd):
     handler = signal.getsignal(signal.SIGTERM)
     for _ in range(2):  # a second time in one process
         with session(None, [tmp_path]) as found:
-            assert (len(found.nodes), found.cpus, found.gpus, found.local) == (2, 4, 0, False)
+            assert (len(found.nodes), found.cpus, found.gpus, found.local) == (2, 2, 0, False)
             assert len({node.name for node in found.nodes}) == 2
             assert signal.getsignal(signal.SIGTERM) == handler
     assert capfd.readouterr() == ("", "")
 
 
-def test_another_token(two_nodes, tmp_path):
-    code = f"from damcli.cluster.session import session\nwith session({two_nodes.address!r}): pass"
-    env = os.environ | {"RAY_AUTH_TOKEN": "0" * 64, "RAY_NUM_REDIS_GET_RETRIES": "2"}
-    ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=tmp_path)
-    assert "MachineError: cannot work on this Ray cluster" in ended.stderr
-    assert "token is missing or incorrect" in ended.stderr
+def connected(address, folder, token=None, mode=None):
+    """Connect in a process of its own, with this RAY_AUTH_TOKEN and RAY_AUTH_MODE; return what it says."""
+    code = f"from damcli.cluster.session import session\nwith session({address!r}) as found: print(found.words)"
+    given = {"RAY_AUTH_TOKEN": token, "RAY_AUTH_MODE": mode}
+    env = {name: value for name, value in (os.environ | given | {"HOME": str(folder)}).items() if value is not None}
+    ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=folder)
+    return ended.stdout + ended.stderr
 
 
-def test_a_node_without_damcli(cluster, tmp_path, away):
+def test_a_cluster_that_asks_for_a_token(two_nodes, tmp_path):
+    token = os.environ["RAY_AUTH_TOKEN"]
+    assert connected(two_nodes.address, tmp_path, token) == "Ray: 2 nodes, 2 CPUs, no GPU\n"
+    for other in (None, "0" * 64):
+        said = connected(two_nodes.address, tmp_path, other)
+        assert "asks for a token: ours is another, or there is none" in said
+        assert "fix: its token in RAY_AUTH_TOKEN or ~/.ray/auth_token" in said
+    said = connected(two_nodes.address, tmp_path, token, "disabled")
+    assert "asks for a token, and RAY_AUTH_MODE here is disabled" in said
+    assert "fix: RAY_AUTH_MODE=token, and its token in RAY_AUTH_TOKEN" in said
+    assert token not in said
+
+
+@pytest.mark.slow
+def test_a_cluster_that_asks_for_none_and_then_one_of_our_own(cluster, monkeypatch):
+    cluster.add("--node-ip-address=127.0.0.1", cpus=1, RAY_AUTH_MODE="disabled")
+    assert "asks for no token, and RAY_AUTH_MODE here is token" in refused(cluster.address)
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    for address in (cluster.address, "local"):
+        with session(address, workers=1), ray_errors():
+            import ray
+
+            assert ray.get(ray.remote(lambda: 7).remote()) == 7
+
+
+def test_a_node_without_damcli(joined, tmp_path, away):
     # An environment that has all the packages of ours but damcli.
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     (packages,) = (tmp_path / "bare" / "lib").glob("*/site-packages")
@@ -181,34 +207,31 @@ def test_a_node_without_damcli(cluster, tmp_path, away):
     for entry in ours.iterdir():
         if "damcli" not in entry.name:
             (packages / entry.name).symlink_to(entry)
-    cluster.add()
-    cluster.add(python=tmp_path / "bare/bin/python")
-    said = refused(cluster.address)
+    joined.add(python=tmp_path / "bare/bin/python")
+    said = refused(joined.address)
     assert "has no damcli" in said
     assert f"damcli[ray]=={damcli.__version__}" in said
 
 
-def test_a_node_with_another_damcli(cluster, tmp_path, away):
+def test_a_node_with_another_damcli(joined, tmp_path, away):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "damcli.py").write_text("__version__ = '0.0.1'")
-    cluster.add()
-    cluster.add(PYTHONPATH=str(tmp_path / "other"))
-    said = refused(cluster.address)
+    joined.add(PYTHONPATH=str(tmp_path / "other"))
+    said = refused(joined.address)
     assert f"has damcli 0.0.1, this machine {damcli.__version__}" in said
     assert "node " in said
 
 
 @pytest.mark.slow
-def test_a_node_with_another_python(cluster, tmp_path, away):
+def test_a_node_with_another_python(joined, tmp_path, away):
     """Ray lets no other Python join, so this one only says that it is another."""
     plant = "import platform\nplatform.python_version_tuple = lambda: ('3', '99', '0')"
     (tmp_path / "sitecustomize.py").write_text(plant)
-    cluster.add()
-    cluster.add(PYTHONPATH=str(tmp_path))
-    assert "runs Python 3.99, this machine 3." in refused(cluster.address)
+    joined.add(PYTHONPATH=str(tmp_path))
+    assert "runs Python 3.99, this machine 3." in refused(joined.address)
 
 
-def test_a_node_that_does_not_see_a_path(cluster, tmp_path, away):
+def test_a_node_that_does_not_see_a_path(joined, tmp_path, away):
     """A node with a mount of its own over a folder: it has nothing there, then something else."""
     blind = ("unshare", "--mount", "--map-root-user")
     if subprocess.run([*blind, "true"], capture_output=True).returncode:
@@ -219,13 +242,12 @@ def test_a_node_that_does_not_see_a_path(cluster, tmp_path, away):
     other = tmp_path / "other"
     other.mkdir()
     (other / "model.onnx").write_bytes(b"1234")
-    cluster.add()
-    cluster.add(prefix=(*blind, "sh", "-c", f'mount --bind "{other}" "{scans}" && exec "$@"', "sh"))
-    with session(cluster.address, [scans]):
+    joined.add(prefix=(*blind, "sh", "-c", f'mount --bind "{other}" "{scans}" && exec "$@"', "sh"))
+    with session(joined.address, [scans]):
         pass
-    assert "sees something else at this path" in refused(cluster.address, scans, scans / "model.onnx")
+    assert "sees something else at this path" in refused(joined.address, scans, scans / "model.onnx")
     (other / "model.onnx").unlink()
-    said = refused(cluster.address, scans, scans / "model.onnx")
+    said = refused(joined.address, scans, scans / "model.onnx")
     assert "does not see this path" in said
     assert str(scans / "model.onnx") in said
 
@@ -244,7 +266,7 @@ def hold(megabytes):
 
 
 def test_a_full_object_store(cluster):
-    cluster.add('--system-config={"local_fs_capacity_threshold": 0.00001}', store=80_000_000)
+    cluster.add(store=80_000_000, config={"local_fs_capacity_threshold": 0.00001})
     with session(cluster.address):
         import ray
 
@@ -278,6 +300,8 @@ def test_errors_of_tasks(two_nodes):
             assert str(error.value) == "a loss that is not finite\n  where: epoch 3\n  fix: look"
         with pytest.raises(ZeroDivisionError), ray_errors():
             ray.get(ray.remote(lambda: 1 / 0).remote())
+        with pytest.raises(MachineError, match="nothing was done"), ray_errors():
+            raise ray.data.exceptions.ExecutionTimeoutError("no progress")
         with pytest.raises(MachineError, match="died again and again"), ray_errors():
             ray.get(ray.remote(max_retries=0)(lambda: os.kill(os.getpid(), 9)).remote())
 

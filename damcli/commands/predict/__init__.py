@@ -87,6 +87,9 @@ def command(
         console.note(f"model: {path}")
         # A run that goes on takes the batch that it began with, since what is found depends on the memory at hand.
         begun = batch or (journal.settings(target.path).get("batch") if target.path else None)
+        if heatmaps and engine == "ray" and not dry_run:
+            # Workers write them: a folder that is nowhere yet would become another one on each machine.
+            heatmaps.mkdir(parents=True, exist_ok=True)
         sees = [path, *(given.places if mirror is None else ()), *([heatmaps] if heatmaps else ())]
         cluster = held.enter_context(engines.opened(engine, address, sees, workers))
         if cluster:
