@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,7 @@ def broken_off(number, begun, *arguments):
         try:
             while not begun():
                 assert process.poll() is None, process.stderr.read()
+                time.sleep(0.01)
             os.kill(process.pid, number)
             said = process.communicate()[1]
         finally:
@@ -150,10 +152,12 @@ def test_begun_here_and_broken_off_on_a_cluster_it_ends_as_if_never_stopped(
     def grown():
         return journal.exists() and journal.stat().st_size > size + 1000
 
-    assert broken_off(signal.SIGKILL, grown, *command, tmp_path / "scores.csv") == -signal.SIGKILL
+    # One at a time, so that it is not done before it is told.
+    slow = (tmp_path / "scores.csv", "--workers", 1)
+    assert broken_off(signal.SIGKILL, grown, *command, *slow) == -signal.SIGKILL
     size = journal.stat().st_size
-    ray = ("--engine", "ray", "--address", two_nodes.address)
-    assert broken_off(signal.SIGINT, grown, *command, tmp_path / "scores.csv", *ray) == 130
+    ray = ("--engine", "ray", "--address", two_nodes.address, "--threads", 1)
+    assert broken_off(signal.SIGINT, grown, *command, *slow, *ray) == 130
     assert not (tmp_path / "scores.csv").exists()
     _, said = damcli(*command, tmp_path / "scores.csv")
     assert "inputs were done before" in said
@@ -162,12 +166,12 @@ def test_begun_here_and_broken_off_on_a_cluster_it_ends_as_if_never_stopped(
 
 @pytest.mark.slow
 def test_a_dataset_begun_on_a_cluster_is_finished_on_it(damcli, many, two_nodes, tmp_path):
-    command = ("prepare", "table", many / "labels.csv", "--size", 512, "-o")
+    command = ("prepare", "table", many / "labels.csv", "--label-columns", "sick", "--allow-leaks", "-o")
     damcli(*command, tmp_path / "whole")
     ray = ("--engine", "ray", "--address", two_nodes.address)
 
     def begun():
-        return any(path.stat().st_size for path in (tmp_path / "part").glob("*images*"))
+        return any((tmp_path / "part").glob("*images*"))
 
     assert broken_off(signal.SIGKILL, begun, *command, tmp_path / "part", *ray) == -signal.SIGKILL
     assert not (tmp_path / "part" / "dataset.json").exists()

@@ -145,7 +145,8 @@ def command(
     if target.path is not None:
         console.next_step(f"damcli evaluate {written[target.scans or target.path]} LABELS.csv")
     if json:
-        document: dict[str, Any] = {"output": written.get(target.path), "model": str(path), "provider": opened.provider}
+        assert target.path is not None, "refused with --json"
+        document: dict[str, Any] = {"output": written[target.path], "model": str(path), "provider": opened.provider}
         if target.scans is not None:
             document["scans_table"] = written[target.scans]
         console.emit_json(document | tally.document() | {"seconds": round(seconds, 3)})
