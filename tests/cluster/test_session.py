@@ -360,7 +360,8 @@ def head_of(cluster):
     return found
 
 
-@pytest.mark.parametrize("body", [DATA, pytest.param(GET, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("body", [DATA, GET])
 def test_the_head_goes_away(cluster, program, tmp_path, body):
     cluster.add()
     process = program(cluster.address, body)

@@ -232,7 +232,7 @@ E2 = SECOND.split(",")[3]
         (PATHS[1] + ",", ",", "a row has no path where: scores.csv, row 2 below the header"),
         (SECOND, PLAIN.splitlines()[0], "the header is there again where: scores.csv, row 2 below the header"),
         (SECOND, SECOND + ",0.5", "line 3 has 6 fields, the header 5"),
-        (SECOND, ",,,,", "a row has no path where: scores.csv, row 2 below the header"),
+        (SECOND, ",,,,", "1 of 24 scans have no row, first p0/s1/1.png where: scores.csv"),
         (SECOND, "   ", "line 3 has 1 fields, the header 5"),
         (SECOND, '"' + SECOND, "this is no CSV"),
         ("status,error", "Edema,error", "the header names a column twice: Edema"),
