@@ -81,7 +81,6 @@ def _wave(groups: list[bytes], sizes: Sequence[int], stages: Sequence[Stage]) ->
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.execution_no_progress_timeout_s = STUCK
-    context.enable_progress_bars = context.print_on_execution_start = False
     rows = [{"number": number, "group": group} for number, group in enumerate(groups)]
     data: Any = ray.data.from_items(rows, override_num_blocks=len(rows))
     # They are in the object store now.
@@ -145,4 +144,5 @@ def _packed(group: Any, level: int = 0) -> bytes:
 
 
 def _unpacked(data: bytes) -> Any:
+    """Return what `_packed` was given; from Ray's workers alone, whose every result Ray itself unpickles."""
     return pickle.loads(zlib.decompress(data))

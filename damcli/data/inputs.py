@@ -272,7 +272,7 @@ def _is_of(path: Path, table: Path) -> bool:
 
 
 def _members(prefix: str, archive: Path, form: str) -> Iterator[Input]:
-    whole = _stamp(_status(archive))
+    whole = stamp(archive)
     seen: dict[str, int] = {}
     for member in archives.members(archive, form):
         name = prefix + _inner(member.name) if member.name else prefix.rstrip("/") or archive.name
@@ -299,6 +299,11 @@ def _status(path: Path) -> os.stat_result | None:
         return region(path)[0].stat()
     except (OSError, ValueError):
         return None
+
+
+def stamp(path: Path) -> str:
+    """Return what changes where the file that a path means does; "" where there is none, or none to be seen."""
+    return _stamp(_status(path))
 
 
 def _stamp(status: os.stat_result | None) -> str:

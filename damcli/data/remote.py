@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from damcli import files
-from damcli.data import listing
+from damcli.data import inputs, listing
 from damcli.data.archives import FILE_LIMIT, Place, Refused, named
 from damcli.data.filesystems import Far, asking, is_url, opened, private, reason, shown, told
 from damcli.data.images import region
@@ -68,11 +68,7 @@ class Mirror:
 
     def stamp(self, path: Path) -> str:
         """Return what `Input.stamp` says of a file of the mirror; "" for others, and on machines that do not see it."""
-        try:
-            status = region(path)[0].stat()
-        except (OSError, ValueError):
-            return ""
-        return f"{status.st_size} {status.st_mtime_ns}"
+        return inputs.stamp(path)
 
     def fetched(self, place: Place, stamp: str = "") -> Place | Refused:
         """Return a place with its bytes as content, on any machine and from any thread; others than ours as they are.

@@ -71,8 +71,12 @@ def command(
     with ExitStack() as held:
         mirror = held.enter_context(remote.mirrored(_alone(scans))) if any(map(remote.is_url, scans)) else None
         url = remote.shown(output) if output and remote.is_url(output) else None
-        place = held.enter_context(remote.staged(output)) if output and url else output and Path(output)
-        target = asked.target(place or None, export, by)
+        place: Path | None
+        if output and url and not dry_run:
+            place = held.enter_context(remote.staged(output))
+        else:
+            place = Path(url.rpartition("/")[2] if url else output) if output else None
+        target = asked.target(place, export, by)
         if target.path is None and json:
             raise UsageError("--json and -o - both want stdout", fix="leave out one of them")
         if metadata is not None and metadata.resolve() in {path.resolve() for path in target.own}:
